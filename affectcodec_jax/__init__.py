@@ -1,0 +1,9 @@
+"""AffectCodec with Block-Diagonal Residual FSQ (arXiv 2605.23373), in JAX and Flax."""
+
+__version__ = '0.1.0'
+
+
+def load(path):
+  """Loads a trained codec; see `affectcodec_jax.api.load`."""
+  from affectcodec_jax import api  # JAX is imported only when it is needed
+  return api.load(path)

@@ -1,0 +1,116 @@
+"""Command line: `python -m affectcodec_jax encode | decode | info | truncate`."""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+
+from affectcodec_jax.errors import UserError
+
+
+def main(argv=None):
+  """Entry point; returns the exit status."""
+  parser = argparse.ArgumentParser(
+      prog='python -m affectcodec_jax', description='A neural speech codec that keeps the feeling.')
+  commands = parser.add_subparsers(dest='command', required=True)
+
+  p = commands.add_parser('encode', help='speech file to token file')
+  p.add_argument('input', help='WAV, FLAC, OGG or MP3, any sample rate')
+  p.add_argument('output', help='token file, .afc')
+  p.add_argument('--checkpoint', required=True, help='workdir of a training run')
+  p.add_argument('--kbps', type=float, help='1.5, 3 or 6 (default: the highest)')
+
+  p = commands.add_parser('decode', help='token file to 16 kHz speech file')
+  p.add_argument('input', help='token file, .afc')
+  p.add_argument('output', help='.wav, .flac, .ogg or .mp3')
+  p.add_argument('--checkpoint', required=True, help='workdir of the run that encoded it')
+  p.add_argument('--kbps', type=float, help='decode at a lower rate than the file has')
+
+  p = commands.add_parser('truncate', help='token file to a lower rate; needs no model')
+  p.add_argument('input')
+  p.add_argument('output')
+  p.add_argument('--stages', type=int, required=True, help='stages to keep: 2 is 1.5 kbps')
+
+  p = commands.add_parser('info', help='what a token file or a training run holds')
+  p.add_argument('path')
+
+  args = parser.parse_args(argv)
+  logging.basicConfig(format='%(message)s', level=logging.WARNING)
+  try:
+    {'encode': _encode, 'decode': _decode, 'truncate': _truncate, 'info': _info}[args.command](args)
+  except UserError as e:
+    print(f'error: {e}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def _check_output(args):
+  """Refuses an output that cannot be written before any work is done for it."""
+  folder = pathlib.Path(args.output).absolute().parent
+  if not folder.is_dir():
+    raise UserError(f'{folder}: no such folder to write to')
+  if os.path.exists(args.output) and os.path.exists(args.input) and os.path.samefile(
+      args.input, args.output):
+    raise UserError(f'{args.output}: input and output are the same file')
+
+
+def _encode(args):
+  from affectcodec_jax import audio, bitstream
+  _check_output(args)
+  samples = audio.read_audio(args.input)
+  from affectcodec_jax.api import load
+  codec = load(args.checkpoint)
+  tokens = codec.encode(samples, audio.SAMPLE_RATE, args.kbps)
+  bitstream.write_tokens(args.output, tokens)
+  seconds = len(samples) / audio.SAMPLE_RATE
+  print(f'{args.output}: {seconds:.2f} s, {tokens.kbps:g} kbps, '
+        f'{os.path.getsize(args.output)} bytes')
+
+
+def _decode(args):
+  from affectcodec_jax import audio, bitstream
+  _check_output(args)
+  tokens = bitstream.read_tokens(args.input)
+  from affectcodec_jax.api import load
+  codec = load(args.checkpoint)
+  samples = codec.decode(tokens, args.kbps)
+  audio.write_audio(args.output, samples)
+  print(f'{args.output}: {len(samples) / audio.SAMPLE_RATE:.2f} s')
+
+
+def _truncate(args):
+  from affectcodec_jax import bitstream
+  _check_output(args)
+  bitstream.truncate_file(args.input, args.output, args.stages)
+  print(f'{args.output}: {os.path.getsize(args.output)} bytes')
+
+
+def _info(args):
+  if os.path.isdir(args.path):
+    import jax
+
+    from affectcodec_jax.api import load
+    codec = load(args.path)
+    c = codec.config.model
+    count = sum(x.size for x in jax.tree.leaves(codec.params))
+    print(f'run         {args.path}, step {codec.step}\n'
+          f'model       {codec.fingerprint.hex()}\n'
+          f'parameters  {count / 1e6:.2f} M and a teacher of '
+          f'{sum(x.size for x in jax.tree.leaves(codec.teacher)) / 1e6:.2f} M\n'
+          f'quantiser   {c.quantizer}, {c.num_stages} stages of {codec.stage_kbps:g} kbps\n'
+          f'rates       {", ".join(f"{codec.stage_kbps * m:g}" for m in codec.config.rates)} kbps')
+  else:
+    from affectcodec_jax import bitstream
+    tokens = bitstream.read_tokens(args.path)
+    print(f'tokens      {args.path}, {os.path.getsize(args.path)} bytes\n'
+          f'model       {tokens.fingerprint.hex()}\n'
+          f'duration    {tokens.num_samples / tokens.sample_rate:.3f} s, {tokens.num_samples} '
+          f'samples at {tokens.sample_rate} Hz\n'
+          f'codes       {tokens.shape[0]} frames x {tokens.shape[1]} stages of '
+          f'{tokens.bits_per_code} bits, {tokens.kbps:g} kbps\n'
+          f'gain        {tokens.gain_db:+.2f} dB')
+
+
+if __name__ == '__main__':
+  sys.exit(main())

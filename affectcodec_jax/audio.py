@@ -1,0 +1,108 @@
+"""Reading, writing and levelling audio files.
+
+Everything inside the codec is mono float32 in [-1, 1] at `SAMPLE_RATE`.
+"""
+
+import os
+import pathlib
+
+import numpy as np
+import soundfile
+import soxr
+
+from affectcodec_jax.errors import UserError
+
+SAMPLE_RATE = 16000
+# Active level the codec works at. Speech has a crest factor of 15–20 dB, so its peaks stay below 1.
+TARGET_DB = -24.0
+_GATE_DB = 30.0  # frames this far below the loudest one count as pauses
+_GATE_FRAME = 320  # samples
+
+
+def read_audio(path, sample_rate=SAMPLE_RATE, start=0.0, seconds=None):
+  """Reads a WAV, FLAC, OGG or MP3 file as mono float32 `[samples]` at `sample_rate` Hz.
+
+  Args:
+    path: the file.
+    sample_rate: the rate of the result in Hz; other rates are resampled (soxr HQ).
+    start: seconds to skip.
+    seconds: seconds to read, or None for the rest of the file.
+
+  Raises:
+    UserError: no such file, not audio, empty, or with samples that are not finite.
+  """
+  if not os.path.exists(path):
+    raise UserError(f'{path}: no such file')
+  try:
+    with soundfile.SoundFile(path) as f:
+      f.seek(int(start * f.samplerate))
+      frames = -1 if seconds is None else int(seconds * f.samplerate)
+      audio = f.read(frames, dtype='float32', always_2d=True)
+      native_rate = f.samplerate
+  except (soundfile.SoundFileError, RuntimeError, OSError) as e:
+    reason = str(e).split(': ')[-1].rstrip('.')
+    raise UserError(f'{path}: not a readable audio file ({reason}); give WAV, FLAC, OGG or MP3') from e
+  return resample(to_mono(audio, path), native_rate, sample_rate)
+
+
+def to_mono(audio, name='audio'):
+  """Averages `[samples]` or `[samples, channels]` to finite, non-empty float32 `[samples]`."""
+  audio = np.asarray(audio)
+  if np.issubdtype(audio.dtype, np.integer):
+    audio = audio / float(np.iinfo(audio.dtype).max + 1)
+  audio = audio.astype(np.float32)
+  if audio.ndim == 2:
+    audio = audio.mean(axis=1)  # [samples, channels] -> [samples]
+  if audio.ndim != 1:
+    raise UserError(f'{name}: expected [samples] or [samples, channels], got shape {audio.shape}')
+  if audio.size == 0:
+    raise UserError(f'{name}: holds no samples')
+  if not np.isfinite(audio).all():
+    raise UserError(f'{name}: holds samples that are NaN or infinite')
+  return audio
+
+
+def resample(audio, from_rate, to_rate):
+  """Resamples `[samples]` from `from_rate` to `to_rate`, both in Hz."""
+  if from_rate <= 0 or to_rate <= 0:
+    raise UserError(f'sample rate must be positive, got {from_rate} and {to_rate}')
+  if from_rate == to_rate:
+    return audio
+  return soxr.resample(audio, from_rate, to_rate).astype(np.float32)
+
+
+def write_audio(path, audio, sample_rate=SAMPLE_RATE):
+  """Writes mono float `[samples]` as 16-bit PCM; the file appears whole or not at all.
+
+  Raises:
+    UserError: the format is unknown or the folder cannot be written.
+  """
+  path = pathlib.Path(path)
+  kind = path.suffix[1:].upper()
+  if kind not in soundfile.available_formats():
+    raise UserError(f'{path}: cannot write this kind of audio file; use .wav, .flac, .ogg or .mp3')
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    soundfile.write(temporary, np.clip(audio, -1.0, 1.0), sample_rate, format=kind)
+    os.replace(temporary, path)
+  except (soundfile.SoundFileError, OSError) as e:
+    temporary.unlink(missing_ok=True)
+    raise UserError(f'{path}: cannot be written ({e})') from e
+
+
+def active_level(audio):
+  """RMS in dBFS of the parts of `[samples]` that are speech, not pause; -inf for digital silence."""
+  frames = np.pad(audio, (0, -len(audio) % _GATE_FRAME)).reshape(-1, _GATE_FRAME)  # [frames, 320]
+  energy = np.mean(np.square(frames, dtype=np.float64), axis=1)
+  gate = energy.max() * 10 ** (-_GATE_DB / 10)
+  active = energy[energy >= max(gate, 1e-12)]
+  return 10 * np.log10(active.mean()) if active.size else -np.inf
+
+
+def level_gain(audio):
+  """Gain in dB that brings `[samples]` to `TARGET_DB` without clipping; 0 for digital silence."""
+  level = active_level(audio)
+  if not np.isfinite(level):
+    return 0.0
+  peak_db = 20 * np.log10(np.abs(audio).max())
+  return float(min(TARGET_DB - level, -0.1 - peak_db))

@@ -1,0 +1,99 @@
+"""Configurations: read from a Python file, overridden on the command line, kept as JSON."""
+
+import json
+import os
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from affectcodec_jax.errors import UserError
+from affectcodec_jax.models.codec import hop_length
+
+
+def parse_args(argv, description):
+  """Reads `--config FILE --workdir DIR --config.field=value …`: (ConfigDict, workdir).
+
+  Raises:
+    UserError: a missing flag or file, an unknown field, a value of the wrong type.
+  """
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', None, 'Configuration file.', flag_values=values)
+  flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
+  if any(a in ('--help', '-h') for a in argv[1:]):
+    print(f'{description}\n\nusage: {argv[0]} --config FILE --workdir DIR [--config.FIELD=VALUE …]')
+    sys.exit(0)
+  for i, arg in enumerate(argv):
+    file = arg.split('=', 1)[1] if arg.startswith('--config=') else (
+        argv[i + 1] if arg == '--config' and i + 1 < len(argv) else None)
+    if file is not None:
+      if not os.path.isfile(file):
+        raise UserError(f'{file}: no such configuration file')
+      # A configuration derives from another by `from configs.base import …`.
+      sys.path.insert(0, str(pathlib.Path(file).resolve().parent.parent))
+  old_argv, sys.argv = sys.argv, list(argv)  # config_flags looks for overrides in sys.argv
+  try:
+    rest = values(list(argv))
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    raise UserError(f'{str(e).splitlines()[0].strip()} (see configs/base.py for the fields)') from e
+  except (SyntaxError, ImportError, NameError) as e:
+    raise UserError(f'the configuration file does not load: {e}') from e
+  finally:
+    sys.argv = old_argv
+  if len(rest) > 1:
+    raise UserError(f'unexpected argument {rest[1]}; overrides look like --config.train.steps=100')
+  if values.config is None:
+    raise UserError('--config is missing, e.g. --config configs/base.py')
+  return values.config, values.workdir
+
+
+def validate(config):
+  """Checks what one field cannot say by itself.
+
+  Raises:
+    UserError: names the fields that do not fit together.
+  """
+  m, t = config.model, config.train
+  hop = hop_length(m)
+  if hop != 320:
+    raise UserError(f'model.strides multiply to {hop}; 50 Hz frames at 16 kHz need 320')
+  rates = list(config.rates)
+  if not rates or sorted(set(rates)) != rates or rates[-1] != m.num_stages or rates[0] < 1:
+    raise UserError(f'rates={tuple(rates)} must rise from at least 1 to model.num_stages='
+                    f'{m.num_stages}')
+  if len(t.rate_probs) != len(rates) or min(t.rate_probs) < 0 or sum(t.rate_probs) <= 0:
+    raise UserError(f'train.rate_probs={tuple(t.rate_probs)} needs one weight for each of '
+                    f'rates={tuple(rates)}')
+  if m.quantizer not in ('bd_rfsq', 'full_rfsq', 'rvq'):
+    raise UserError(f"model.quantizer='{m.quantizer}'; use bd_rfsq, full_rfsq or rvq")
+  if m.compute_dtype not in ('float32', 'bfloat16'):
+    raise UserError(f"model.compute_dtype='{m.compute_dtype}'; use float32 or bfloat16")
+  if min([*m.emotion_levels, *m.acoustic_levels]) < 2:
+    raise UserError('model.emotion_levels and model.acoustic_levels must be 2 or more')
+  for name in ('steps', 'batch_size', 'checkpoint_every', 'log_every', 'sample_every'):
+    if t[name] < 1:
+      raise UserError(f'train.{name}={t[name]} must be at least 1')
+  if crop_samples(config) < 2048:
+    raise UserError(f'data.crop_seconds={config.data.crop_seconds} is too short; use 0.14 or more')
+
+
+def crop_samples(config):
+  """Samples of a training crop: `data.crop_seconds` rounded down to whole frames."""
+  hop = hop_length(config.model)
+  return int(round(config.data.crop_seconds * 16000)) // hop * hop
+
+
+def save_config(path, config):
+  """Writes the resolved configuration as JSON."""
+  pathlib.Path(path).write_text(json.dumps(json.loads(config.to_json()), indent=2) + '\n')
+
+
+def load_config(path):
+  """Reads what `save_config` wrote."""
+  try:
+    return ConfigDict(json.loads(pathlib.Path(path).read_text()))
+  except OSError as e:
+    raise UserError(f'{path}: cannot be read; is this the workdir of a training run?') from e
+  except ValueError as e:
+    raise UserError(f'{path}: not a configuration ({e})') from e

@@ -1,0 +1,125 @@
+"""Speech from files: a directory, or a manifest in JSON lines."""
+
+import hashlib
+import json
+import logging
+import pathlib
+
+import soundfile
+
+from affectcodec_jax.audio import read_audio
+from affectcodec_jax.emotions import emotion_index
+from affectcodec_jax.errors import UserError
+
+SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3')
+
+
+class FolderSource:
+  """Random access to the usable files of one split.
+
+  Items are `{'audio': float32 [samples] at 16 kHz, 'emotion': int, 'speaker': str, 'name': str}`.
+
+  Args:
+    path: a directory, searched to its depths (the folder of a file is its speaker), or a `.jsonl`
+      manifest: one object a line with `path` (relative to the manifest) and optionally `speaker`,
+      `emotion` and `split`.
+    split: which split, or None for all. Where no row names one, a hash of the path decides:
+      90 % 'train', 5 % 'valid', 5 % 'test'.
+    min_seconds: shorter files are skipped.
+
+  Raises:
+    UserError: nothing there, a malformed manifest, or no usable file in the split.
+  """
+
+  def __init__(self, path, split=None, min_seconds=0.3):
+    path = pathlib.Path(path)
+    if path.is_dir():
+      rows = _scan(path)
+    elif path.is_file():
+      rows = _read_manifest(path)
+    else:
+      raise UserError(f'{path}: no such folder or manifest; set --config.data.path')
+    if split is not None:
+      rows = _select(rows, split, path)
+    self._rows, self.skipped = [], 0
+    bad = []
+    for row in rows:
+      problem, row['seconds'] = _check(row['path'], min_seconds)
+      if problem:
+        bad.append(f'{row["path"]} ({problem})')
+      else:
+        self._rows.append(row)
+    if bad:
+      self.skipped = len(bad)
+      logging.warning('skipped %d of %d files: %s%s', len(bad), len(rows), '; '.join(bad[:3]),
+                      ' …' if len(bad) > 3 else '')
+    if not self._rows:
+      raise UserError(f'{path}: no usable audio file' + (f" in split '{split}'" if split else '')
+                      + f'; files must be {", ".join(SUFFIXES)} of {min_seconds} s or more')
+
+  def __len__(self):
+    return len(self._rows)
+
+  def duration(self, i):
+    """Seconds of item `i`, from its header."""
+    return self._rows[i]['seconds']
+
+  def read(self, i, start=0.0, seconds=None):
+    """A part of item `i`; None, with a counted warning, where the file does not decode."""
+    row = self._rows[i]
+    try:
+      audio = read_audio(row['path'], start=start, seconds=seconds)
+    except UserError as e:
+      self.skipped += 1
+      logging.warning('skipped (%d so far): %s', self.skipped, e)
+      return None
+    return {'audio': audio, 'emotion': emotion_index(row.get('emotion')),
+            'speaker': str(row.get('speaker', '')), 'name': str(row['path'])}
+
+  def __getitem__(self, i):
+    return self.read(int(i))
+
+
+def _scan(root):
+  files = sorted(p for p in root.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file())
+  return [{'path': p, 'speaker': p.parent.name, 'key': str(p.relative_to(root))} for p in files]
+
+
+def _read_manifest(path):
+  rows = []
+  for number, line in enumerate(path.read_text().splitlines(), 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+      rows.append(row | {'path': path.parent / row['path'], 'key': row['path']})
+    except (ValueError, TypeError, KeyError) as e:
+      raise UserError(f'{path}, line {number}: expected a JSON object with "path" '
+                      f'({type(e).__name__}: {e})') from e
+  return rows
+
+
+def _select(rows, split, path):
+  """Rows of one split; by hash of the path where no row names its split."""
+  if not any('split' in row for row in rows):
+    # Sorted by hash and cut: stable for a file whatever its neighbours, and no split is empty.
+    order = sorted(rows, key=lambda row: hashlib.sha256(row['key'].encode()).digest())
+    held = max(1, len(order) // 20) if len(order) >= 3 else 0
+    parts = {'valid': order[:held], 'test': order[held:2 * held], 'train': order[2 * held:]}
+    chosen = parts.get(split, [])
+    return sorted(chosen, key=lambda row: row['key'])
+  chosen = [row for row in rows if row.get('split') == split]
+  if not chosen:
+    names = sorted({str(row.get('split')) for row in rows})
+    raise UserError(f"{path}: no row of split '{split}'; it has {', '.join(names)} "
+                    '(data.train_split and data.eval_split choose)')
+  return chosen
+
+
+def _check(path, min_seconds):
+  """(what is wrong or None, seconds) from the header alone."""
+  try:
+    seconds = soundfile.info(str(path)).duration
+  except (soundfile.SoundFileError, RuntimeError, OSError):
+    return ('not readable as audio' if path.exists() else 'no such file'), 0.0
+  return (f'{seconds:.2f} s is too short' if seconds < min_seconds else None), seconds

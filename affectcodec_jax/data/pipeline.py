@@ -1,0 +1,117 @@
+"""From a source to batches, by grain: random access, deterministic, sharded, checkpointable.
+
+A source has a length and items `{'audio': float32 [samples] at 16 kHz, 'emotion': int, 'speaker':
+str, 'name': str}`, or None for one that cannot be read. Item i of epoch e is cropped and levelled by
+a generator seeded with (seed, e, i), so a run can be repeated and resumed exactly.
+"""
+
+from absl import flags
+import grain
+import numpy as np
+
+from affectcodec_jax.audio import SAMPLE_RATE, level_gain
+from affectcodec_jax.errors import UserError
+
+_LONG_SECONDS = 30.0  # of longer files only a window this long is read
+_MAX_MISSES = 1000  # unreadable items in a row before the data as a whole is called unreadable
+
+
+def make_source(config, split, seed):
+  """The source that the `data` section of a configuration names, for one split.
+
+  Raises:
+    UserError: an unknown source, or nothing usable there.
+  """
+  if config.source == 'synthetic':
+    from affectcodec_jax.data.synthetic import SyntheticSource
+    held_out = split != config.train_split
+    count = max(32, config.num_clips // 20) if held_out else config.num_clips
+    return SyntheticSource(count, seed=seed, split='valid' if held_out else 'train')
+  if config.source == 'folder':
+    from affectcodec_jax.data.folder import FolderSource
+    return FolderSource(config.path, split, config.min_seconds)
+  if config.source == 'tfds':
+    from affectcodec_jax.data.tfds import TfdsSource
+    return TfdsSource(config.tfds_name, split, config.tfds_dir or None, config.min_seconds)
+  raise UserError(f"data.source='{config.source}'; use synthetic, folder or tfds")
+
+
+class _Read(grain.transforms.RandomMap):
+  """Index to one training example: a random crop at the codec's level, give or take `gain_db`."""
+
+  def __init__(self, source, crop_samples, gain_db):
+    self.source, self.crop_samples, self.gain_db = source, crop_samples, gain_db
+    self.misses = 0
+
+  def random_map(self, index, rng):
+    item = self._read(index, rng)
+    if item is None or len(item['audio']) == 0:
+      self.misses += 1
+      if self.misses >= _MAX_MISSES:
+        raise UserError(f'{self.misses} items in a row could not be read; is the data still there?')
+      return None
+    self.misses = 0
+    audio, n = item['audio'], self.crop_samples
+    gain = level_gain(audio) + rng.uniform(-self.gain_db, self.gain_db)
+    audio = audio * np.float32(10 ** (gain / 20))
+    if len(audio) < n:  # short: silence around it, at random
+      before = int(rng.integers(0, n - len(audio) + 1))
+      audio = np.pad(audio, (before, n - len(audio) - before))
+    else:
+      start = int(rng.integers(0, len(audio) - n + 1))
+      audio = audio[start:start + n]
+    peak = np.abs(audio).max()
+    if peak > 1:
+      audio = audio / peak
+    return {'audio': np.ascontiguousarray(audio, np.float32), 'emotion': np.int32(item['emotion'])}
+
+  def _read(self, index, rng):
+    duration = getattr(self.source, 'duration', None)
+    if duration is not None and duration(index) > _LONG_SECONDS:
+      start = rng.uniform(0, duration(index) - _LONG_SECONDS)
+      return self.source.read(index, start, _LONG_SECONDS)
+    return self.source[index]
+
+
+def make_iterator(source, *, batch_size, crop_samples, seed, gain_db, num_workers=0,
+                  process_index=0, process_count=1):
+  """Endless, checkpointable iterator of batches.
+
+  Args:
+    source: a source.
+    batch_size: clips a batch of this process.
+    crop_samples: samples a clip.
+    seed: of order, crops and gains.
+    gain_db: half the range of random gain.
+    num_workers: reading processes; 0 reads in this one. An iterator's state fits only the same number.
+    process_index: this process; its items are disjoint from every other's, each epoch.
+    process_count: processes in all.
+
+  Yields:
+    `{'audio': float32 [batch_size, crop_samples], 'emotion': int32 [batch_size]}`.
+  """
+  if len(source) < process_count:
+    raise UserError(f'{len(source)} clips cannot feed {process_count} processes')
+  dataset = (grain.MapDataset.range(len(source))
+             .seed(seed)
+             .shuffle()  # anew each epoch, repeated below
+             .repeat(None)[process_index::process_count]
+             .random_map(_Read(source, crop_samples, gain_db)))
+  # One read-ahead thread: sources are not asked from several threads at once.
+  dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64))
+  dataset = dataset.batch(batch_size)
+  if num_workers:
+    if not flags.FLAGS.is_parsed():  # worker processes read absl's flags
+      flags.FLAGS.mark_as_parsed()
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+  return iter(dataset)
+
+
+def eval_clips(source, count, max_seconds):
+  """Up to `count` items spread evenly over a source, the first `max_seconds` of each."""
+  clips = []
+  for i in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
+    item = source[int(i)]
+    if item is not None:
+      clips.append(item | {'audio': item['audio'][:int(max_seconds * SAMPLE_RATE)]})
+  return clips

@@ -1,0 +1,61 @@
+"""The codec's losses, one value an example, unreduced: `[batch]` unless said otherwise.
+
+The family is DAC's: LSGAN, feature and mel terms *summed* over scales, to be weighted about
+15 mel : 2 feature : 1 adversarial. Weights are the caller's.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from affectcodec_jax.spectral import log_mel
+
+MEL_WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
+MEL_BANDS = (5, 10, 20, 40, 80, 160, 320)
+
+
+def mel_targets(audio):
+  """Log-mel spectrograms of `[batch, samples]` at every scale, to be compared with `mel_distance`."""
+  return [log_mel(audio, w, w // 4, n) for w, n in zip(MEL_WINDOWS, MEL_BANDS)]
+
+
+def mel_distance(predicted, target):
+  """Multi-scale mel loss (DAC, arXiv 2306.06546, section 3.4): sum over scales of L1 in log10."""
+  return sum(jnp.mean(jnp.abs(p - t), axis=(1, 2)) for p, t in zip(predicted, target))
+
+
+def waveform_l1(predicted, target):
+  """Mean absolute error of `[batch, samples]`."""
+  return jnp.mean(jnp.abs(predicted - target), axis=-1)
+
+
+def discriminator_loss(real, fake):
+  """LSGAN: sum over scales of (1 - D(x))^2 + D(x^)^2; both are `Discriminator` outputs."""
+  return sum(_mean((1 - r[0]) ** 2) + _mean(f[0] ** 2) for r, f in zip(real, fake))
+
+
+def adversarial_loss(fake):
+  """LSGAN for the generator: sum over scales of (1 - D(x^))^2."""
+  return sum(_mean((1 - logits) ** 2) for logits, _ in fake)
+
+
+def feature_matching(real, fake):
+  """Sum over scales and layers of the L1 distance of the discriminator's feature maps."""
+  return sum(_mean(jnp.abs(jax.lax.stop_gradient(a) - b))
+             for r, f in zip(real, fake) for a, b in zip(r[1], f[1]))
+
+
+def emotion_l2(predicted, target):
+  """Mean squared error of teacher features `[batch, frames, dim]`."""
+  return jnp.mean((predicted - jax.lax.stop_gradient(target)) ** 2, axis=(1, 2))
+
+
+def emotion_cycle(predicted, target):
+  """Mean over frames of 1 - cos between teacher features of x^ and of x, `[batch, frames, dim]`."""
+  target = jax.lax.stop_gradient(target)
+  dot = jnp.sum(predicted * target, axis=-1)
+  norms = jnp.sqrt(jnp.sum(predicted ** 2, -1) * jnp.sum(target ** 2, -1) + 1e-8)
+  return jnp.mean(1 - dot / norms, axis=-1)
+
+
+def _mean(x):
+  return jnp.mean(x, axis=tuple(range(1, x.ndim)))

@@ -1,0 +1,108 @@
+"""AffectCodec whole: encoder, conditioning, partition, quantiser, decoders.
+
+Frames are 50 Hz (hop 320 at 16 kHz). The teacher is not part of it: its features come in.
+"""
+
+import math
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from affectcodec_jax.models.bd_rfsq import BDRFSQ
+from affectcodec_jax.models.conditioning import Adapter, AttentionPool, EmotionDecoder, FiLM
+from affectcodec_jax.models.decoder import Decoder
+from affectcodec_jax.models.encoder import Encoder
+from affectcodec_jax.models.layers import Conv
+from affectcodec_jax.models.rvq import RVQ
+
+
+class Codec(nn.Module):
+  """The trainable codec.
+
+  Attributes:
+    config: the `model` section of the configuration (see configs/base.py).
+    feature_dim: width of the teacher's features.
+  """
+
+  config: dict
+  feature_dim: int
+
+  def setup(self):
+    c = self.config
+    dtype = jnp.dtype(c.compute_dtype)
+    self.encoder = Encoder(c.encoder_dim, c.strides, c.acoustic_width, dtype)
+    self.adapter = Adapter(c.adapter_dim, c.adapter_layers, c.adapter_kernel, dtype)
+    if c.conditioning:
+      self.pool = AttentionPool()
+      self.film = FiLM()
+    self.to_emotion = Conv(c.emotion_dim, (1,), dtype=dtype)
+    self.to_acoustic = Conv(c.acoustic_dim, (1,), dtype=dtype)
+    self.quantizer = make_quantizer(c)
+    self.decoder = Decoder(c.decoder_dim, tuple(reversed(c.strides)), dtype)
+    self.emotion_decoder = EmotionDecoder(self.feature_dim, c.adapter_dim, dtype)
+
+  def analyse(self, audio, features, mask):
+    """Latent U = [U_e, U_a] before quantisation.
+
+    Args:
+      audio: `[batch, samples]`, samples a multiple of the hop length.
+      features: teacher features `[batch, frames, feature_dim]`.
+      mask: `[batch, frames]` bool, False on padding.
+
+    Returns:
+      `[batch, frames, emotion_dim + acoustic_dim]` float32.
+    """
+    acoustic = self.encoder(audio)  # A: [B, T, acoustic_width]
+    emotion = self.adapter(features)  # E: [B, T, adapter_dim]
+    if self.config.conditioning:
+      acoustic = self.film(acoustic, self.pool(emotion, mask))
+    u = jnp.concatenate([self.to_emotion(emotion), self.to_acoustic(acoustic)], axis=-1)
+    return u.astype(jnp.float32)
+
+  def quantize(self, u):
+    """`Quantized` of U `[batch, frames, dim]`."""
+    return self.quantizer(u)
+
+  def lookup(self, indices):
+    """Latent at as many stages as `indices` `[batch, frames, m]` has: `[batch, frames, dim]`."""
+    return self.quantizer.lookup(indices).sum(axis=0)
+
+  def synthesise(self, latent):
+    """Quantised latent `[batch, frames, dim]` to audio `[batch, frames * hop]`."""
+    return self.decoder(latent)
+
+  def emotion_features(self, latent):
+    """Teacher features `[batch, frames, feature_dim]` told from the emotion block alone."""
+    return self.emotion_decoder(latent[..., :self.config.emotion_dim])
+
+  def __call__(self, audio, features):
+    """Runs every part once; for initialisation."""
+    mask = jnp.ones(features.shape[:2], bool)
+    quantized = self.quantize(self.analyse(audio, features, mask))
+    latent = quantized.stages.sum(axis=0)
+    return self.synthesise(latent), self.emotion_features(latent), quantized
+
+  def calibrate_quantizer(self, u):
+    """Quantiser parameters fitted to a first latent (see `BDRFSQ.calibrate`)."""
+    return self.quantizer.calibrate(u)
+
+
+
+def make_quantizer(c):
+  """BD-RFSQ, or one of the paper's two comparisons, by `quantizer` in the config."""
+  if c.quantizer == 'rvq':
+    return RVQ(c.emotion_dim + c.acoustic_dim, c.num_stages, 2 ** bits_per_stage(c),
+               c.rvq_codebook_dim)
+  projection = {'bd_rfsq': 'block', 'full_rfsq': 'full'}[c.quantizer]
+  return BDRFSQ((c.emotion_dim, c.acoustic_dim),
+                (tuple(c.emotion_levels), tuple(c.acoustic_levels)), c.num_stages, projection)
+
+
+def hop_length(c) -> int:
+  """Samples a frame."""
+  return math.prod(c.strides)
+
+
+def bits_per_stage(c) -> int:
+  """Bits of one composite index: 15 for the paper's 2^3 * 4^6 codes."""
+  return math.ceil(math.log2(math.prod(c.emotion_levels) * math.prod(c.acoustic_levels)))

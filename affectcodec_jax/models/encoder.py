@@ -1,0 +1,37 @@
+"""DAC-style convolutional encoder: waveform to one vector a frame."""
+
+from collections.abc import Sequence
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from affectcodec_jax.models.layers import Conv, ResidualUnit, Snake
+
+DILATIONS = (1, 3, 9)
+
+
+class Encoder(nn.Module):
+  """`[batch, samples]` to `[batch, samples / prod(strides), latent_dim]`.
+
+  `samples` must be a multiple of the product of `strides` (the hop length). Each stride doubles the
+  width, which starts at `dim`.
+  """
+
+  dim: int
+  strides: Sequence[int]
+  latent_dim: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, audio):
+    width = self.dim
+    # The codec's level is about -24 dBFS; the first gain brings it near unit variance.
+    x = Conv(width, (7,), gain=10.0, dtype=self.dtype)(audio[..., None])  # [B, L, dim]
+    for s in self.strides:
+      for dilation in DILATIONS:
+        x = ResidualUnit(dilation, dtype=self.dtype)(x)
+      width *= 2
+      # Left padding as in the reference; the right one makes the length exactly L / s, odd s too.
+      padding = [((s + 1) // 2, s // 2)]
+      x = Conv(width, (2 * s,), strides=(s,), padding=padding, dtype=self.dtype)(Snake()(x))
+    return Conv(self.latent_dim, (3,), dtype=self.dtype)(Snake()(x))  # [B, T, latent_dim]

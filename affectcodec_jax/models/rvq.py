@@ -1,0 +1,59 @@
+"""Plain residual vector quantisation, the paper's first comparison.
+
+The DAC form (arXiv 2306.06546, section 3.2): each stage projects the residual to a few dimensions
+and takes the nearest codeword there by cosine. Same inputs, outputs and rate as BD-RFSQ, and no
+emotion block: the stages see the concatenated latent whole.
+"""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from affectcodec_jax.models.bd_rfsq import Quantized
+
+
+class RVQ(nn.Module):
+  """`num_stages` codebooks of `codebook_size` words of `codebook_dim` over `[batch, frames, dim]`."""
+
+  dim: int
+  num_stages: int
+  codebook_size: int
+  codebook_dim: int
+
+  def setup(self):
+    k, d, f = self.num_stages, self.dim, self.codebook_dim
+    uniform = nn.initializers.variance_scaling(1.0, 'fan_in', 'uniform', batch_axis=(0,))
+    self.in_w = self.param('in_w', uniform, (k, d, f))
+    self.out_w = self.param('out_w', uniform, (k, f, d))
+    self.out_b = self.param('out_b', nn.initializers.zeros, (k, d))
+    self.codebook = self.param('codebook', nn.initializers.normal(1.0), (k, self.codebook_size, f))
+
+  def __call__(self, u) -> Quantized:
+    """Quantises `[batch, frames, dim]` in float32; `commitment` includes the codebook loss."""
+
+    def stage(residual, params):
+      in_w, out_w, out_b, codebook = params
+      z = residual @ in_w  # [B, T, f]
+      index = _nearest(z, codebook)
+      word = codebook[index]
+      commitment = jnp.mean((z - jax.lax.stop_gradient(word)) ** 2, axis=(1, 2))
+      # The codebook follows the encoder four times as strongly as the encoder the codebook.
+      update = jnp.mean((jax.lax.stop_gradient(z) - word) ** 2, axis=(1, 2))
+      out = (z + jax.lax.stop_gradient(word - z)) @ out_w + out_b
+      return residual - out, (out, index, commitment + 4 * update)
+
+    params = (self.in_w, self.out_w, self.out_b, self.codebook)
+    _, (stages, indices, commitment) = jax.lax.scan(stage, u.astype(jnp.float32), params)
+    return Quantized(stages, jnp.moveaxis(indices, 0, -1), commitment)
+
+  def lookup(self, indices):
+    """Indices `[batch, frames, m]` to stages `[m, batch, frames, dim]`."""
+    m = indices.shape[-1]
+    words = jax.vmap(lambda c, i: c[i])(self.codebook[:m], jnp.moveaxis(indices, -1, 0))
+    return jnp.einsum('kbtf,kfd->kbtd', words, self.out_w[:m]) + self.out_b[:m, None, None]
+
+
+def _nearest(z, codebook):
+  """Index of the codeword with the largest cosine: `[B, T, f]` x `[N, f]` to `[B, T]` int32."""
+  unit = codebook / (jnp.linalg.norm(codebook, axis=-1, keepdims=True) + 1e-12)
+  return jnp.argmax(jax.lax.stop_gradient(z @ unit.T), axis=-1).astype(jnp.int32)

@@ -1,0 +1,194 @@
+"""Trains the codec.
+
+  python -m affectcodec_jax.train --config configs/base.py --workdir runs/base \
+      --config.train.steps=1000
+
+The state of a run is chosen in this order:
+  1. the newest sound checkpoint in WORKDIR/checkpoints: the run continues as if never stopped;
+  2. otherwise fresh parameters from `config.seed`.
+"""
+
+import collections
+import logging
+import pathlib
+import signal
+import sys
+import time
+
+from affectcodec_jax.errors import UserError
+
+
+def main(argv=None):
+  """Entry point; returns the exit status."""
+  logging.basicConfig(format='%(message)s', level=logging.WARNING)
+  try:
+    from affectcodec_jax import config as config_lib  # heavy imports after --help
+    config, workdir = config_lib.parse_args(argv or sys.argv, __doc__)
+    config_lib.validate(config)
+    workdir = pathlib.Path(workdir or f'runs/{time.strftime("%Y%m%d-%H%M%S")}')
+    train(config, workdir)
+  except UserError as e:
+    print(f'error: {e}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def train(config, workdir):
+  """Runs `config` in `workdir` to its last step, resuming whatever is there."""
+  import jax
+
+  from affectcodec_jax import config as config_lib
+  from affectcodec_jax import weights
+  from affectcodec_jax.api import use_compilation_cache
+  from affectcodec_jax.data import pipeline
+  from affectcodec_jax.training import checkpoints, metrics, parallel
+  from affectcodec_jax.training.samples import decode_samples
+  from affectcodec_jax.training.state import create_state
+
+  # ---- Devices and folder ----
+  use_compilation_cache()
+  if config.train.distributed:
+    jax.distributed.initialize()
+  chief = jax.process_index() == 0
+  say = (lambda *a: print(*a, flush=True)) if chief else (lambda *a: None)
+  local_batch = parallel.local_batch_size(config.train.batch_size)
+  _prepare_workdir(config, workdir, chief)
+  say(f'{jax.device_count()} {jax.default_backend()} device(s), batch {config.train.batch_size} x '
+      f'{config.data.crop_seconds} s, run in {workdir}')
+
+  # ---- Data ----
+  source = pipeline.make_source(config.data, config.data.train_split, config.seed)
+  iterator = pipeline.make_iterator(
+      source, batch_size=local_batch, crop_samples=config_lib.crop_samples(config),
+      seed=config.seed, gain_db=config.data.gain_db, num_workers=config.data.num_workers,
+      process_index=jax.process_index(), process_count=jax.process_count())
+  held_out = pipeline.make_source(config.data, config.data.eval_split, config.seed)
+  clips = pipeline.eval_clips(held_out, config.train.num_samples, max_seconds=4.0)
+  say(f'{len(source)} training clips from {config.data.source}')
+
+  # ---- Teacher ----
+  own_teacher = workdir / 'teacher.safetensors'  # a run stays whole when the original moves
+  if own_teacher.exists():
+    config.teacher.path = str(own_teacher)
+  teacher = weights.load_teacher(config)
+  if chief and not own_teacher.exists():
+    weights.save_params(own_teacher, teacher)
+
+  # ---- State ----
+  manager = checkpoints.make_manager(workdir, config.train.keep_checkpoints)
+  # Calibration must see the same clips in every process: it draws from an unsharded iterator.
+  first = next(pipeline.make_iterator(
+      source, batch_size=min(config.train.batch_size, 16),
+      crop_samples=config_lib.crop_samples(config), seed=config.seed, gain_db=config.data.gain_db))
+
+  def fresh(audio):
+    return create_state(config, jax.random.PRNGKey(config.seed), teacher, audio)
+
+  state = checkpoints.restore_latest(manager, jax.eval_shape(fresh, first['audio']), iterator)
+  if state is None:
+    say('compiling')
+    state = jax.device_get(jax.jit(fresh)(first['audio']))
+  else:
+    say(f'resumed at step {int(state.step)}')
+  step = int(state.step)
+  if step >= config.train.steps:
+    say(f'already at step {step} of {config.train.steps}; raise train.steps to go on')
+  teacher_copies = parallel.replicate(teacher)
+  state = parallel.replicate(state)
+
+  # ---- Loop ----
+  writer = metrics.MetricWriter(workdir, step, config.train.steps) if chief else None
+  stop = _catch_sigterm()
+  pending = collections.deque()  # metrics of steps still running; the loop never waits for them
+  advice = (f'the last good checkpoint is in {workdir}/checkpoints; lower train.lr or look at the '
+            'data, then run again to continue from it')
+  clock = [time.time(), step]
+  programs = {}
+
+  def drain(keep):
+    while len(pending) > keep:
+      at, values = pending.popleft()
+      if not values['finite'][0] or at % config.train.log_every == 0:
+        scalars = {k: float(v[0]) for k, v in values.items() if k != 'finite'}
+        metrics.check_finite(at, scalars, advice)
+        scalars['steps_per_second'] = (at - clock[1]) / max(time.time() - clock[0], 1e-9)
+        scalars['data/skipped'] = float(getattr(source, 'skipped', 0))
+        clock[:] = [time.time(), at]
+        if writer:
+          writer.write(at, scalars)
+      if writer:
+        writer.advance(at)
+
+  def checkpoint(at):
+    drain(0)  # never save a state whose losses were not finite
+    if at not in manager.all_steps():
+      checkpoints.save(manager, parallel.unreplicate(state), iterator)
+
+  def sample(at):
+    if not chief or not clips:
+      return
+    decoded = decode_samples(config, parallel.unreplicate(state.ema), teacher, clips)
+    metrics.write_clips(workdir / 'samples' / f'step_{at:07d}', decoded)
+
+  try:
+    while step < config.train.steps:
+      adversarial = step >= config.train.adversarial_start and config.loss.adversarial > 0
+      if adversarial not in programs:
+        programs[adversarial] = parallel.pmap_train_step(config, adversarial)
+      batch = parallel.split_batch({'audio': next(iterator)['audio']})
+      state, values = programs[adversarial](state, teacher_copies, batch)
+      step += 1
+      pending.append((step, values))
+      drain(2)
+      if step % config.train.checkpoint_every == 0 or step == config.train.steps:
+        checkpoint(step)
+      if step % config.train.sample_every == 0 or step == config.train.steps:
+        sample(step)
+      preempted = config.train.distributed and manager.reached_preemption(step)
+      if preempted or (stop and not config.train.distributed):
+        checkpoint(step)
+        say(f'stopped at step {step}; the same command continues from there')
+        break
+  finally:
+    manager.wait_until_finished()
+    if writer:
+      writer.close()
+  say(f'checkpoint: {manager.directory}/{manager.latest_step()}')
+  if (workdir / 'samples').exists():
+    say(f'audio:      {workdir}/samples')
+  say(f'try it:     python -m affectcodec_jax encode IN.wav OUT.afc --checkpoint {workdir} --kbps 1.5')
+
+
+def _prepare_workdir(config, workdir, chief):
+  """Creates the folder and records the configuration; refuses to mix two models in one folder."""
+  from affectcodec_jax import config as config_lib
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f'{workdir}: cannot be created ({e.strerror})') from e
+  path = workdir / 'config.json'
+  if path.exists():
+    old = config_lib.load_config(path)
+    for section in ('model', 'discriminator'):
+      for name, value in config[section].items():
+        before = old[section].get(name)
+        if _plain(before) != _plain(value):
+          raise UserError(f'{workdir} holds a run with {section}.{name}={before}, now {value}; '
+                          'give another --workdir or the same value')
+  if chief:
+    config_lib.save_config(path, config)
+
+
+def _plain(value):
+  return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _catch_sigterm():
+  """A list that becomes non-empty when the process is asked to end."""
+  stop = []
+  signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+  return stop
+
+
+if __name__ == '__main__':
+  sys.exit(main())

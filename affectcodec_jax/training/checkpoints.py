@@ -1,0 +1,115 @@
+"""Orbax checkpoints that are checked when they are read.
+
+One checkpoint holds four items: `state` (everything but the average), `ema` (what encoding needs),
+`data` (the input iterator) and `meta` (checksums, because the array files carry none). A checkpoint
+that is incomplete or fails its checksums is set aside, and the one before it is used.
+"""
+
+import logging
+import pathlib
+import zlib
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from affectcodec_jax.errors import UserError
+
+ITEMS = ('state', 'ema', 'data', 'meta')
+
+
+def make_manager(workdir, keep=3):
+  """A manager of `workdir`/checkpoints that writes in the background and keeps the last `keep`."""
+  options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+  path = pathlib.Path(workdir).absolute() / 'checkpoints'
+  return ocp.CheckpointManager(path, options=options, item_names=ITEMS)
+
+
+def _checksums(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(x).tobytes())
+          for path, x in leaves}
+
+
+def save(manager, state, iterator):
+  """Starts saving an unreplicated `TrainState` of host arrays at its own step."""
+  ema, rest = state.ema, state.replace(ema=None)
+  manager.save(int(state.step), args=ocp.args.Composite(
+      state=ocp.args.StandardSave(rest),
+      ema=ocp.args.StandardSave(ema),
+      data=grain.checkpoint.CheckpointSave(iterator),
+      meta=ocp.args.JsonSave({'state': _checksums(rest), 'ema': _checksums(ema)})))
+
+
+def restore_latest(manager, fresh, iterator):
+  """State of the newest sound checkpoint, and `iterator` set to where it stood; None without one.
+
+  Args:
+    manager: from `make_manager`.
+    fresh: a state of the same shapes (arrays or shape structs).
+    iterator: the data iterator, changed in place.
+
+  Raises:
+    UserError: the checkpoints fit another model.
+  """
+  for step in sorted(manager.all_steps(), reverse=True):
+    rest = _read(manager, step, 'state', fresh.replace(ema=None))
+    ema = _read(manager, step, 'ema', fresh.ema)
+    if rest is None or ema is None:
+      _set_aside(manager, step)
+      continue
+    manager.restore(step, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(iterator)))
+    return rest.replace(ema=ema)
+  return None
+
+
+def restore_ema(workdir, fresh_ema):
+  """(EMA parameters, step) of the newest sound checkpoint of `workdir`.
+
+  Raises:
+    UserError: there is none.
+  """
+  manager = make_manager(workdir)
+  for step in sorted(manager.all_steps(), reverse=True):
+    ema = _read(manager, step, 'ema', fresh_ema)
+    if ema is not None:
+      return ema, step
+  raise UserError(f'{workdir}: holds no usable checkpoint; train one with '
+                  f'python -m affectcodec_jax.train --workdir {workdir}')
+
+
+def _read(manager, step, name, target):
+  """One item as host arrays, or None (with a warning) if it is unreadable or fails its checksums."""
+  # Explicitly on one local device: a checkpoint of 8 devices restores on 1 and the reverse.
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), target)
+  try:
+    restored = manager.restore(step, args=ocp.args.Composite(
+        **{name: ocp.args.StandardRestore(abstract), 'meta': ocp.args.JsonRestore()}))
+    tree = jax.tree.map(np.asarray, restored[name])
+    sums = restored['meta'][name]
+  except Exception as e:  # orbax reports damage by many kinds of exception, plain Exception too
+    logging.warning('checkpoint %d is not usable (%s)', step, str(e).splitlines()[0][:200])
+    return None
+  if _checksums(tree) != sums:
+    logging.warning('checkpoint %d is damaged: checksums of %s do not match', step, name)
+    return None
+  return tree
+
+
+def _set_aside(manager, step):
+  """Moves a damaged checkpoint out of the way, so that its step can be saved again."""
+  root = pathlib.Path(manager.directory)
+  damaged = root.parent / 'damaged_checkpoints'
+  damaged.mkdir(exist_ok=True)
+  target = damaged / str(step)
+  suffix = 1
+  while target.exists():
+    suffix += 1
+    target = damaged / f'{step}-{suffix}'
+  if jax.process_index() == 0:
+    (root / str(step)).rename(target)
+  manager.reload()
+  logging.warning('moved it to %s', target)

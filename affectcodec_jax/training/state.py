@@ -1,0 +1,103 @@
+"""The training state: one pytree with everything a step reads and writes."""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from affectcodec_jax.models.codec import Codec, hop_length
+from affectcodec_jax.models.discriminator import Discriminator
+from affectcodec_jax.models.teacher import teacher_features
+
+
+@struct.dataclass
+class TrainState:
+  """Generator, its EMA, discriminator, both optimisers, step count and the base random key."""
+
+  step: jax.Array
+  rng: jax.Array
+  params: dict
+  ema: dict
+  opt_state: optax.OptState
+  disc_params: dict
+  disc_opt_state: optax.OptState
+
+
+def make_codec(config):
+  """The codec that `config` describes."""
+  return Codec(config.model, config.teacher.dim)
+
+
+def make_discriminator(config):
+  """The discriminator that `config` describes."""
+  d = config.discriminator
+  return Discriminator(tuple(d.n_ffts), d.filters, jnp.dtype(config.model.compute_dtype))
+
+
+def learning_rate(config, peak):
+  """Linear warm-up to `peak`, then cosine decay to `final_lr_fraction` of it at the last step."""
+  t = config.train
+  warmup = min(t.warmup_steps, t.steps // 2)
+  return optax.warmup_cosine_decay_schedule(
+      0.0, peak, warmup, max(t.steps, warmup + 1), peak * t.final_lr_fraction)
+
+
+def make_optimizer(config, peak):
+  """AdamW with gradient clipping."""
+  t = config.train
+  return optax.chain(
+      optax.clip_by_global_norm(t.clip_norm),
+      optax.adamw(learning_rate(config, peak), b1=t.beta1, b2=t.beta2,
+                  weight_decay=t.weight_decay))
+
+
+def init_params(config, rng):
+  """Untrained codec and discriminator parameters, shapes as the config says."""
+  codec, discriminator = make_codec(config), make_discriminator(config)
+  hop = hop_length(config.model)
+  samples = max(4096, 8 * hop) // hop * hop
+  audio = jnp.zeros((1, samples))
+  features = jnp.zeros((1, samples // hop, config.teacher.dim))
+  codec_rng, disc_rng = jax.random.split(rng)
+  params = codec.init(codec_rng, audio, features)['params']
+  return params, discriminator.init(disc_rng, audio)['params']
+
+
+def calibrate(config, params, teacher_params, audio):
+  """Fits the path into the quantiser to a first batch of audio `[batch, samples]`.
+
+  The two projections are rescaled so that U has zero mean and unit variance a channel, then the
+  quantiser's affine is fitted to it. An untrained encoder's output is some hundredths wide: without
+  this nearly every code would be the same for the first thousand steps.
+  """
+  codec = make_codec(config)
+  features = teacher_features(teacher_params, audio, config.teacher.dim)
+  mask = jnp.ones(features.shape[:2], bool)
+  u = codec.apply({'params': params}, audio, features, mask, method=Codec.analyse)
+  mean, std = u.mean(axis=(0, 1)), u.std(axis=(0, 1)) + 1e-6
+  split = config.model.emotion_dim
+  params = dict(params)
+  for name, part in (('to_emotion', slice(None, split)), ('to_acoustic', slice(split, None))):
+    p = params[name]
+    params[name] = p | {'g': p['g'] / std[part], 'b': (p['b'] - mean[part]) / std[part]}
+  if config.model.quantizer != 'rvq':
+    params['quantizer'] = codec.apply(
+        {'params': params}, (u - mean) / std, method=Codec.calibrate_quantizer)
+  return params
+
+
+def create_state(config, rng, teacher_params, audio) -> TrainState:
+  """State at step 0. `audio` `[batch, samples]` is a first batch, for the quantiser's calibration.
+
+  jit or eval_shape this: it runs the untrained networks once.
+  """
+  params, disc_params = init_params(config, rng)
+  params = calibrate(config, params, teacher_params, audio)
+  return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      rng=rng,
+      params=params,
+      ema=jax.tree.map(jnp.copy, params),
+      opt_state=make_optimizer(config, config.train.lr).init(params),
+      disc_params=disc_params,
+      disc_opt_state=make_optimizer(config, config.train.disc_lr).init(disc_params))

@@ -1,0 +1,61 @@
+"""Parameter trees as safetensors files, and the fingerprint that ties tokens to a model."""
+
+import hashlib
+import json
+import os
+import pathlib
+
+from flax import traverse_util
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from affectcodec_jax.errors import UserError
+
+PACKAGED_TEACHER = pathlib.Path(__file__).parent / 'pretrained' / 'teacher.safetensors'
+
+
+def save_params(path, params, dtype=np.float32, metadata=None):
+  """Writes a parameter tree; the file appears whole or not at all."""
+  flat = {k: np.asarray(v, dtype) for k, v in traverse_util.flatten_dict(params, sep='/').items()}
+  path = pathlib.Path(path)
+  temporary = path.with_name(path.name + '.tmp')
+  safetensors.numpy.save_file(flat, temporary, metadata=metadata)
+  os.replace(temporary, path)
+
+
+def load_params(path):
+  """Reads a parameter tree as float32.
+
+  Raises:
+    UserError: no such file, or not a safetensors file.
+  """
+  if not os.path.exists(path):
+    raise UserError(f'{path}: no such file; train a teacher with python -m '
+                    'affectcodec_jax.train_teacher, or leave teacher.path empty')
+  try:
+    flat = safetensors.numpy.load_file(path)
+  except (safetensors.SafetensorError, OSError) as e:
+    raise UserError(f'{path}: not a readable safetensors file ({e})') from e
+  return traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in flat.items()}, sep='/')
+
+
+def load_teacher(config):
+  """Frozen teacher parameters for `config.teacher`; checks that the width fits."""
+  path = config.teacher.path or PACKAGED_TEACHER
+  params = load_params(path)
+  width = params.get('final_norm', {}).get('scale', np.zeros(0)).shape
+  if width != (config.teacher.dim,):
+    raise UserError(f'{path}: holds features of width {width}, teacher.dim is '
+                    f'{config.teacher.dim}; set one to fit the other')
+  return params
+
+
+def fingerprint(model_config, params, teacher):
+  """8 bytes that differ between any two models whose tokens do not fit each other."""
+  digest = hashlib.sha256(json.dumps(model_config, sort_keys=True).encode())
+  for tree in (params, teacher):
+    for name, value in sorted(traverse_util.flatten_dict(tree, sep='/').items()):
+      digest.update(name.encode())
+      digest.update(np.ascontiguousarray(value, np.float32).tobytes())
+  return digest.digest()[:8]

@@ -1,0 +1,82 @@
+"""The base every configuration derives from: complete, and small enough for a laptop's CPU."""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  """Returns the base configuration."""
+  c = ConfigDict()
+  c.seed = 0
+  c.rates = (2, 4, 8)  # active stages at 1.5, 3 and 6 kbps; the last is all of them
+
+  c.model = ConfigDict()
+  c.model.encoder_dim = 16
+  c.model.decoder_dim = 256
+  c.model.strides = (2, 4, 5, 8)
+  c.model.acoustic_width = 256  # encoder's output, d_a'
+  c.model.emotion_dim = 64  # d_e
+  c.model.acoustic_dim = 192  # d_a
+  c.model.num_stages = 8
+  c.model.emotion_levels = (2, 2, 2)
+  c.model.acoustic_levels = (4, 4, 4, 4, 4, 4)
+  c.model.quantizer = 'bd_rfsq'  # or 'full_rfsq', 'rvq'
+  c.model.rvq_codebook_dim = 8
+  c.model.conditioning = True  # coarse emotion conditioning (FiLM)
+  c.model.adapter_dim = 128
+  c.model.adapter_layers = 2
+  c.model.adapter_kernel = 5
+  c.model.compute_dtype = 'float32'  # or 'bfloat16'; the quantiser is float32 always
+
+  c.teacher = ConfigDict()
+  c.teacher.dim = 128
+  c.teacher.path = ''  # a teacher.safetensors; '' is the one in the package
+
+  c.discriminator = ConfigDict()
+  c.discriminator.n_ffts = (1024, 512, 256)
+  c.discriminator.filters = 8
+
+  c.loss = ConfigDict()  # a weight of each term
+  c.loss.mel = 15.0
+  c.loss.waveform = 1.0
+  c.loss.adversarial = 1.0
+  c.loss.feature_matching = 2.0
+  c.loss.commitment = 5.0  # alpha
+  c.loss.emotion = 2.0  # beta
+  c.loss.cycle = 5.0  # lambda
+  c.loss.multi_rate = 1.0  # delta; 0 leaves the multi-rate decoding out
+
+  c.data = ConfigDict()
+  c.data.source = 'synthetic'  # or 'folder', 'tfds'
+  c.data.path = ''  # folder: a directory or a .jsonl manifest
+  c.data.tfds_name = ''
+  c.data.tfds_dir = ''
+  c.data.train_split = 'train'
+  c.data.eval_split = 'valid'
+  c.data.num_clips = 2000  # synthetic: clips an epoch
+  c.data.min_seconds = 0.3  # shorter files are skipped
+  c.data.crop_seconds = 0.48
+  c.data.gain_db = 6.0  # random level around the normalised one
+  c.data.num_workers = 0  # processes; 0 reads in the trainer's own
+
+  c.train = ConfigDict()
+  c.train.steps = 1000
+  c.train.batch_size = 4  # over all devices
+  c.train.lr = 5e-4
+  c.train.disc_lr = 3e-4
+  c.train.beta1 = 0.8
+  c.train.beta2 = 0.99
+  c.train.weight_decay = 0.0
+  c.train.clip_norm = 1000.0
+  c.train.warmup_steps = 50
+  c.train.final_lr_fraction = 0.1
+  c.train.ema_decay = 0.999
+  c.train.adversarial_start = 600  # step at which the discriminator joins
+  c.train.stage_dropout = 0.75
+  c.train.rate_probs = (0.5, 0.3, 0.2)
+  c.train.checkpoint_every = 200
+  c.train.keep_checkpoints = 3
+  c.train.log_every = 10
+  c.train.sample_every = 500  # audio and pictures of held-out clips
+  c.train.num_samples = 4
+  c.train.distributed = False  # several processes through jax.distributed
+  return c

@@ -1,0 +1,19 @@
+"""Base on real speech: a folder of audio files or a manifest (docs in README, "Your own speech").
+
+  python -m affectcodec_jax.train --config configs/speech.py --workdir runs/speech \
+      --config.data.path=SPEECH/manifest.jsonl
+"""
+
+from configs.base import get_config as base_config
+
+
+def get_config():
+  """Returns the configuration."""
+  c = base_config()
+  c.data.source = 'folder'
+  c.data.path = 'data/speech'
+  c.data.crop_seconds = 0.64
+  c.train.steps = 2000
+  c.train.adversarial_start = 1200
+  c.train.sample_every = 1000
+  return c

@@ -1,0 +1,38 @@
+"""Eight CPU devices for every test; set before JAX is imported anywhere."""
+
+import os
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8').strip()
+
+import jax
+import pytest
+
+from configs.base import get_config
+
+
+def tiny(config):
+  """Shrinks a configuration to what a unit test can compile in seconds."""
+  m, d, t = config.model, config.discriminator, config.train
+  m.encoder_dim, m.decoder_dim, m.acoustic_width = 2, 32, 32
+  m.emotion_dim, m.acoustic_dim, m.num_stages = 16, 48, 3
+  m.adapter_dim, m.adapter_layers = 16, 1
+  config.rates = (1, 2, 3)
+  d.n_ffts, d.filters = (256,), 2
+  config.data.num_clips = 24
+  config.data.crop_seconds = 0.2
+  t.batch_size, t.steps, t.warmup_steps, t.adversarial_start = 8, 6, 2, 3
+  t.checkpoint_every, t.log_every, t.sample_every, t.num_samples = 2, 1, 100, 1
+  return config
+
+
+@pytest.fixture
+def tiny_config():
+  return tiny(get_config())
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _compilation_cache(tmp_path_factory):
+  """One compile cache for the whole run: many tests build the same programs."""
+  jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('jax_cache')))

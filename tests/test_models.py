@@ -1,0 +1,108 @@
+"""Layers, encoder, decoder, spectra, teacher: lengths and independent references."""
+
+import jax
+import jax.numpy as jnp
+import librosa
+import numpy as np
+import pytest
+import scipy.signal
+
+from affectcodec_jax import losses, spectral
+from affectcodec_jax.models.decoder import Decoder
+from affectcodec_jax.models.encoder import Encoder
+from affectcodec_jax.models.layers import ConvTranspose, sin_squared
+from affectcodec_jax.models.teacher import Teacher
+
+STRIDES = (2, 4, 5, 8)
+
+
+@pytest.mark.parametrize('stride', [2, 4, 5, 8])
+def test_transposed_convolution_equals_its_definition(stride):
+  """Against a scatter by hand in float64; 1e-5 for float32 sums of some tens of terms."""
+  x = np.random.default_rng(0).normal(size=(2, 7, 6)).astype(np.float32)
+  layer = ConvTranspose(3, stride)
+  params = layer.init(jax.random.key(0), x)['params']
+  params = params | {'b': jnp.asarray([0.1, -0.2, 0.3])}
+  v, g = np.asarray(params['v'], np.float64), np.asarray(params['g'], np.float64)
+  w = v / np.sqrt((v ** 2).sum((1, 2), keepdims=True)) * g[:, None, None]  # [in, 2s, out]
+  full = np.zeros((2, 8 * stride, 3))
+  for t in range(7):
+    full[:, t * stride:(t + 2) * stride] += np.einsum('bc,ckf->bkf', x[:, t], w)
+  start = (stride + 1) // 2
+  expected = full[:, start:start + 7 * stride] + np.asarray(params['b'])
+  np.testing.assert_allclose(layer.apply({'params': params}, x), expected, atol=1e-5)
+
+
+def test_polynomial_sine_squared():
+  """Value and gradient against float64 over all activations met in practice."""
+  y = np.linspace(-200, 200, 100001, dtype=np.float32)
+  exact = np.sin(y.astype(np.float64))
+  np.testing.assert_allclose(sin_squared(y), exact ** 2, atol=2e-5)
+  grad = jax.vmap(jax.grad(sin_squared))(y)
+  np.testing.assert_allclose(grad, np.sin(2 * y.astype(np.float64)), atol=5e-5)
+
+
+@pytest.mark.parametrize('frames', [1, 2, 3, 10, 51])
+def test_lengths(frames):
+  """Every multiple of the hop gives exactly samples / 320 frames, and back."""
+  audio = jnp.zeros((1, 320 * frames))
+  encoder, decoder = Encoder(2, STRIDES, 8), Decoder(32, STRIDES[::-1])
+  latent = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), audio)[0])
+  assert latent.shape == (1, frames, 8)
+  out = jax.eval_shape(lambda: decoder.init_with_output(jax.random.key(0), jnp.zeros((1, frames, 8)))[0])
+  assert out.shape == audio.shape
+
+
+@pytest.mark.parametrize('window', [32, 512, 2048])
+def test_stft_equals_scipy(window):
+  """Against scipy's STFT of the padded signal; relative to the largest bin, 1e-5 for float32 sums."""
+  x = np.random.default_rng(0).normal(size=6144).astype(np.float32)
+  hop = window // 4
+  real, imag = spectral.stft(x, window, hop)
+  pad = (window - hop) // 2
+  padded = np.pad(x, (pad, window - hop - pad), mode='reflect')
+  _, _, z = scipy.signal.stft(padded, window='hann', nperseg=window, noverlap=window - hop,
+                              boundary=None, padded=False)
+  z = z.T * scipy.signal.get_window('hann', window).sum()
+  assert real.shape == (6144 // hop, window // 2 + 1)
+  np.testing.assert_allclose(np.asarray(real) + 1j * np.asarray(imag), z, atol=1e-5 * abs(z).max())
+
+
+def test_mel_equals_librosa():
+  x = np.random.default_rng(0).normal(size=8192).astype(np.float32)
+  ours = spectral.mel_spectrogram(x, 1024, 256, 80)
+  padded = np.pad(x, 384, mode='reflect')
+  theirs = librosa.feature.melspectrogram(y=padded, sr=16000, n_fft=1024, hop_length=256, n_mels=80,
+                                          center=False, power=1.0).T
+  np.testing.assert_allclose(ours, theirs, atol=1e-4 * theirs.max())
+
+
+def test_losses_have_finite_gradients_on_silence():
+  """Digital silence is the classic NaN of log and sqrt."""
+  zero = jnp.zeros((1, 4096))
+  target = losses.mel_targets(zero)
+  grad = jax.grad(lambda x: losses.mel_distance(losses.mel_targets(x), target).sum())(zero)
+  assert np.isfinite(np.asarray(grad)).all()
+
+
+def test_emotion_losses_by_hand():
+  a, b = np.random.default_rng(0).normal(size=(2, 2, 5, 3)).astype(np.float32)
+  cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+  np.testing.assert_allclose(losses.emotion_cycle(a, b), (1 - cosine).mean(-1), rtol=1e-5)
+  np.testing.assert_allclose(losses.emotion_l2(a, b), ((a - b) ** 2).mean((1, 2)), rtol=1e-5)
+  np.testing.assert_allclose(losses.emotion_cycle(a, a), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize('frames', [1, 2, 7, 50])
+def test_teacher_frames_match_the_codec_and_carry_gradients(frames):
+  audio = jax.random.normal(jax.random.key(0), (2, 320 * frames)) * 0.1
+  model = Teacher(8)
+  params = model.init(jax.random.key(1), audio, jnp.ones((2, frames), bool))
+
+  def total(audio):
+    features = model.apply(params, audio, method=Teacher.features)
+    assert features.shape == (2, frames, 8)
+    return (features * jnp.arange(8)).sum()
+
+  grad = np.asarray(jax.grad(total)(audio))
+  assert np.isfinite(grad).all() and np.abs(grad).max() > 0
