@@ -13,6 +13,7 @@ import logging
 import pathlib
 import signal
 import sys
+import threading
 import time
 
 from affectcodec_jax.errors import UserError
@@ -25,6 +26,8 @@ def main(argv=None):
     from affectcodec_jax import config as config_lib  # heavy imports after --help
     config, workdir = config_lib.parse_args(argv or sys.argv, __doc__)
     config_lib.validate(config)
+    if '://' in (workdir or ''):
+      raise UserError(f'{workdir}: runs are kept in folders; mount the bucket and give its path')
     workdir = pathlib.Path(workdir or f'runs/{time.strftime("%Y%m%d-%H%M%S")}')
     train(config, workdir)
   except UserError as e:
@@ -42,7 +45,7 @@ def train(config, workdir):
   from affectcodec_jax.api import use_compilation_cache
   from affectcodec_jax.data import pipeline
   from affectcodec_jax.training import checkpoints, metrics, parallel
-  from affectcodec_jax.training.samples import decode_samples
+  from affectcodec_jax.training.samples import make_sampler
   from affectcodec_jax.training.state import create_state
 
   # ---- Devices and folder ----
@@ -86,7 +89,6 @@ def train(config, workdir):
 
   state = checkpoints.restore_latest(manager, jax.eval_shape(fresh, first['audio']), iterator)
   if state is None:
-    say('compiling')
     state = jax.device_get(jax.jit(fresh)(first['audio']))
   else:
     say(f'resumed at step {int(state.step)}')
@@ -104,6 +106,7 @@ def train(config, workdir):
             'data, then run again to continue from it')
   clock = [time.time(), step]
   programs = {}
+  sampler = make_sampler(config, teacher, clips) if chief and clips else None
 
   def drain(keep):
     while len(pending) > keep:
@@ -125,15 +128,15 @@ def train(config, workdir):
       checkpoints.save(manager, parallel.unreplicate(state), iterator)
 
   def sample(at):
-    if not chief or not clips:
-      return
-    decoded = decode_samples(config, parallel.unreplicate(state.ema), teacher, clips)
-    metrics.write_clips(workdir / 'samples' / f'step_{at:07d}', decoded)
+    if sampler:
+      decoded = sampler(parallel.unreplicate(state.ema))
+      metrics.write_clips(workdir / 'samples' / f'step_{at:07d}', decoded)
 
   try:
     while step < config.train.steps:
       adversarial = step >= config.train.adversarial_start and config.loss.adversarial > 0
       if adversarial not in programs:
+        say(f'compiling the training step {"with" if adversarial else "without"} discriminator')
         programs[adversarial] = parallel.pmap_train_step(config, adversarial)
       batch = parallel.split_batch({'audio': next(iterator)['audio']})
       state, values = programs[adversarial](state, teacher_copies, batch)
@@ -184,9 +187,17 @@ def _plain(value):
 
 
 def _catch_sigterm():
-  """A list that becomes non-empty when the process is asked to end."""
+  """A list that becomes non-empty when the process is asked to end, by TERM or Ctrl-C."""
   stop = []
-  signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+
+  def ask(number, frame):
+    del frame
+    stop.append(True)
+    signal.signal(number, signal.SIG_DFL)  # the second time ends it at once
+
+  if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
   return stop
 
 

@@ -1,6 +1,6 @@
 """The paper's sizes and schedule: 135 M trainable parameters, 250 000 steps, batch 12.
 
-  python -m affectcodec_jax.train --config configs/paper.py --workdir gs://BUCKET/paper \
+  python -m affectcodec_jax.train --config configs/paper.py --workdir /mnt/shared/paper \
       --config.data.path=SPEECH/manifest.jsonl
 
 Reported hardware: 4 GPUs of 24 GB for about 72 hours, on LibriSpeech 960 h and IEMOCAP. Not trained

@@ -14,6 +14,6 @@ def get_config():
   c.data.path = 'data/speech'
   c.data.crop_seconds = 0.64
   c.train.steps = 2000
-  c.train.adversarial_start = 1200
+  c.train.adversarial_start = 1500
   c.train.sample_every = 1000
   return c

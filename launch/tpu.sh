@@ -26,12 +26,12 @@ this script leaves training running; the same command attaches to it again.
   --dry-run          print every command and run none
   --help             print this
 
-TRAIN_ARGS must hold --workdir gs://BUCKET/PATH, the one place all workers see and that outlives the
-TPU. The TPU is not deleted when training ends: use --delete.
+TRAIN_ARGS must hold --workdir /PATH, absolute, on storage that all workers see and that outlives the
+TPU: a network file system or a mounted bucket. The TPU is not deleted when training ends: use --delete.
 
 Example:
   launch/tpu.sh --name affect --zone us-central2-b --type v4-32 --spot -- \
-    --config configs/base.py --workdir gs://my-bucket/affect
+    --config configs/base.py --workdir /mnt/bucket/affect
 USAGE
 }
 
@@ -80,8 +80,8 @@ parse_args() {
     [[ $arg == --workdir=* ]] && workdir=${arg#--workdir=}
     previous=$arg
   done
-  [[ $workdir == gs://?* ]] ||
-    die 'training needs --workdir gs://BUCKET/PATH after --, so that it can resume elsewhere'
+  [[ $workdir == /?* ]] ||
+    die 'training needs --workdir /PATH after --, absolute and on shared storage, to resume elsewhere'
 }
 
 # Runs a command, or prints it in a form that a shell would take.

@@ -4,7 +4,9 @@ import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8').strip()
+    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+    # Tests compile more than they compute.
+    ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true').strip()
 
 import jax
 import pytest
@@ -15,6 +17,7 @@ from configs.base import get_config
 def tiny(config):
   """Shrinks a configuration to what a unit test can compile in seconds."""
   m, d, t = config.model, config.discriminator, config.train
+  m.strides = (16, 20)  # two blocks instead of four: half the program
   m.encoder_dim, m.decoder_dim, m.acoustic_width = 2, 32, 32
   m.emotion_dim, m.acoustic_dim, m.num_stages = 16, 48, 3
   m.adapter_dim, m.adapter_layers = 16, 1

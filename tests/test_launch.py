@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = pathlib.Path(__file__).parent.parent / 'launch' / 'tpu.sh'
 BASE = ['--name', 'affect', '--zone', 'us-central2-b']
-TRAIN = ['--', '--config', 'configs/base.py', '--workdir', 'gs://bucket/run 1']
+TRAIN = ['--', '--config', 'configs/base.py', '--workdir', '/mnt/bucket/run 1']
 
 # Answers like gcloud. ssh runs its command in $FAKE/home; a missing or preempted TPU has no ssh.
 GCLOUD = r'''#!/usr/bin/env bash
@@ -106,7 +106,7 @@ def test_dry_run_prints_everything_and_runs_nothing(tmp_path):
   install, start, stream, status = commands
   assert 'jax[tpu]' in install and 'requirements.txt' in install
   assert 'affectcodec_jax.train' in start and '--config.train.distributed=True' in start
-  assert r'--workdir gs://bucket/run\ 1' in start
+  assert r'--workdir /mnt/bucket/run\ 1' in start
   assert 'tail' in stream and 'train.exit' in status
   for word in (install, start):
     assert words[words.index(word) - 1] == '--worker=all'
@@ -143,9 +143,9 @@ def test_help_names_every_option():
     (BASE, '--type'),
     ([*BASE, '--type'], '--type needs a value'),
     ([*BASE, '--type', '--spot'], '--type needs a value'),
-    ([*BASE, '--type', 'v4-8'], '--workdir gs://'),
-    ([*BASE, '--type', 'v4-8', '--', '--config', 'c.py', '--workdir', 'runs/a'], '--workdir gs://'),
-    ([*BASE, '--type', 'v4-8', '--', '--workdir=gs://'], '--workdir gs://'),
+    ([*BASE, '--type', 'v4-8'], '--workdir /PATH'),
+    ([*BASE, '--type', 'v4-8', '--', '--config', 'c.py', '--workdir', 'runs/a'], '--workdir /PATH'),
+    ([*BASE, '--type', 'v4-8', '--', '--workdir='], '--workdir /PATH'),
     ([*BASE, '--type', 'v4-8', '--config', 'c.py'], "unknown argument '--config'"),
     ([*BASE, '--delete', *TRAIN], 'no training arguments'),
 ])

@@ -9,19 +9,18 @@ from affectcodec_jax.models.teacher import teacher_features
 from affectcodec_jax.training.state import make_codec
 
 
-def decode_samples(config, params, teacher, clips):
-  """Encodes and decodes clips in one batch.
+def make_sampler(config, teacher, clips):
+  """A function of codec parameters that encodes and decodes `clips` in one batch.
 
   Args:
     config: the configuration.
-    params: codec parameters.
     teacher: teacher parameters.
     clips: items of a source, `audio` `[samples]` each.
 
   Returns:
-    {'0_original': `[samples]`, '0_2_stages': …} for each clip, at the codec's level.
+    params -> {'0_original': `[samples]`, '0_2_stages': `[samples]`, …}, at the codec's level.
   """
-  hop = hop_length(config.model)
+  codec, hop = make_codec(config), hop_length(config.model)
   frames = -(-max(len(c['audio']) for c in clips) // hop)
   audio = np.zeros((len(clips), frames * hop), np.float32)
   mask = np.zeros((len(clips), frames), bool)
@@ -29,29 +28,26 @@ def decode_samples(config, params, teacher, clips):
     n = len(clip['audio'])
     audio[i, :n] = clip['audio'] * 10 ** (level_gain(clip['audio']) / 20)
     mask[i, :-(-n // hop)] = True
-  decoded = _round_trip(config, params, teacher, audio, mask)
-  out = {}
-  for i, clip in enumerate(clips):
-    n = len(clip['audio'])
-    out[f'{i}_original'] = audio[i, :n]
-    for stages, rate in zip(config.rates, decoded):
-      out[f'{i}_{stages}_stages'] = np.asarray(rate[i, :n])
-  return out
-
-
-def _round_trip(config, params, teacher, audio, mask):
-  """`[B, L]` to a list over rates of `[B, L]`."""
-  codec = make_codec(config)
 
   @jax.jit
-  def analyse(params, teacher, audio, mask):
+  def analyse(params):
     features = teacher_features(teacher, audio, config.teacher.dim)
     u = codec.apply({'params': params}, audio, features, mask, method=Codec.analyse)
-    return codec.apply({'params': params}, u, method=Codec.quantize).stages
+    return codec.apply({'params': params}, u, method=Codec.quantize).stages  # [K, B, T, d]
 
   @jax.jit
   def synthesise(params, latent):
-    return codec.apply({'params': params}, latent, method=Codec.synthesise)
+    return codec.apply({'params': params}, latent, method=Codec.synthesise)  # [B, L]
 
-  stages = analyse(params, teacher, audio, mask)  # [K, B, T, d]
-  return [synthesise(params, stages[:m].sum(0)) for m in config.rates]
+  def sample(params):
+    stages = analyse(params)
+    out = {}
+    for m in config.rates:
+      decoded = np.asarray(synthesise(params, stages[:m].sum(0)))
+      for i, clip in enumerate(clips):
+        n = len(clip['audio'])
+        out[f'{i}_original'] = audio[i, :n]
+        out[f'{i}_{m}_stages'] = decoded[i, :n]
+    return out
+
+  return sample
