@@ -22,6 +22,7 @@ from affectcodec_jax.training.step import draw_rates, train_step
 from configs import base, paper, speech
 from tests.conftest import tiny
 
+EIGHT = ['--config', 'configs/base.py', '--config.train.batch_size=8']  # one clip a device
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -185,8 +186,9 @@ def test_other_model_in_the_same_folder_is_refused(tiny_config, tmp_path):
     (['--config', 'configs/base.py', '--config.rates=(2,4)'], 'rates'),
     (['--config', 'configs/base.py', '--config.model.quantizer=vq'], 'quantizer'),
     (['--config', 'configs/base.py', '--config.train.batch_size=3'], 'batch_size'),
-    (['--config', 'configs/speech.py', '--config.data.path=/nowhere'], '/nowhere'),
-    (['--config', 'configs/base.py', '--config.teacher.path=/nowhere'], '/nowhere'),
+    ([*EIGHT, '--config.data.source=folder', '--config.data.path=/nowhere'], '/nowhere'),
+    ([*EIGHT, '--config.teacher.path=/nowhere'], '/nowhere'),
+    ([*EIGHT, '--config.data.source=disk'], 'data.source'),
     (['--config', 'configs/base.py', 'surplus'], 'surplus'),
 ])
 def test_one_line_for_each_mistake(args, message, tmp_path, capsys, monkeypatch):
