@@ -35,12 +35,12 @@ class FolderSource:
     path = pathlib.Path(path)
     if path.is_dir():
       rows = _scan(path)
-    elif path.is_file():
+    elif path.is_file() and path.suffix == '.jsonl':
       rows = _read_manifest(path)
+    elif path.exists():
+      raise UserError(f'{path}: give a folder of audio files or a .jsonl manifest')
     else:
       raise UserError(f'{path}: no such folder or manifest; set --config.data.path')
-    if split is not None:
-      rows = _select(rows, split, path)
     self._rows, self.skipped = [], 0
     bad = []
     for row in rows:
@@ -54,8 +54,10 @@ class FolderSource:
       logging.warning('skipped %d of %d files: %s%s', len(bad), len(rows), '; '.join(bad[:3]),
                       ' …' if len(bad) > 3 else '')
     if not self._rows:
-      raise UserError(f'{path}: no usable audio file' + (f" in split '{split}'" if split else '')
-                      + f'; files must be {", ".join(SUFFIXES)} of {min_seconds} s or more')
+      raise UserError(f'{path}: no usable audio file; files must be {", ".join(SUFFIXES)} '
+                      f'of {min_seconds} s or more')
+    if split is not None:  # of the usable files, so that damaged ones cannot empty a split
+      self._rows = _select(self._rows, split, path)
 
   def __len__(self):
     return len(self._rows)
@@ -81,18 +83,25 @@ class FolderSource:
 
 
 def _scan(root):
-  files = sorted(p for p in root.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file())
+  files = sorted(p for p in root.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file()
+                 and not p.name.startswith('.'))  # macOS leaves ._a.wav next to a.wav
   return [{'path': p, 'speaker': p.parent.name, 'key': str(p.relative_to(root))} for p in files]
 
 
 def _read_manifest(path):
   rows = []
-  for number, line in enumerate(path.read_text().splitlines(), 1):
+  try:
+    lines = path.read_text(encoding='utf-8-sig').split('\n')  # splitlines() would cut at U+2028
+  except (OSError, UnicodeDecodeError) as e:
+    raise UserError(f'{path}: cannot be read as UTF-8 text ({e})') from e
+  for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     try:
       row = json.loads(line)
-      rows.append(row | {'path': path.parent / row['path'], 'key': row['path']})
+      audio = path.parent / row['path']
+      row = {k: v for k, v in row.items() if v is not None}
+      rows.append({'speaker': audio.parent.name} | row | {'path': audio, 'key': row['path']})
     except (ValueError, TypeError, KeyError) as e:
       raise UserError(f'{path}, line {number}: expected a JSON object with "path" '
                       f'({type(e).__name__}: {e})') from e
@@ -106,8 +115,10 @@ def _select(rows, split, path):
     order = sorted(rows, key=lambda row: hashlib.sha256(row['key'].encode()).digest())
     held = max(1, len(order) // 20) if len(order) >= 3 else 0
     parts = {'valid': order[:held], 'test': order[held:2 * held], 'train': order[2 * held:]}
-    chosen = parts.get(split, [])
-    return sorted(chosen, key=lambda row: row['key'])
+    if not parts.get(split):
+      names = [name for name in sorted(parts) if parts[name]]
+      raise UserError(f"{path}: no files in split '{split}'; it has {', '.join(names)}")
+    return sorted(parts[split], key=lambda row: row['key'])
   chosen = [row for row in rows if row.get('split') == split]
   if not chosen:
     names = sorted({str(row.get('split')) for row in rows})

@@ -13,7 +13,6 @@ from affectcodec_jax.audio import SAMPLE_RATE, level_gain
 from affectcodec_jax.errors import UserError
 
 _LONG_SECONDS = 30.0  # of longer files only a window this long is read
-_MAX_MISSES = 1000  # unreadable items in a row before the data as a whole is called unreadable
 
 
 def make_source(config, split, seed):
@@ -47,7 +46,7 @@ class _Read(grain.transforms.RandomMap):
     item = self._read(index, rng)
     if item is None or len(item['audio']) == 0:
       self.misses += 1
-      if self.misses >= _MAX_MISSES:
+      if self.misses >= 2 * len(self.source) + 8:  # a whole epoch and more of nothing
         raise UserError(f'{self.misses} items in a row could not be read; is the data still there?')
       return None
     self.misses = 0
@@ -93,10 +92,12 @@ def make_iterator(source, *, batch_size, crop_samples, seed, gain_db, num_worker
   if len(source) < process_count:
     raise UserError(f'{len(source)} clips cannot feed {process_count} processes')
   dataset = (grain.MapDataset.range(len(source))
-             .seed(seed)
+             .seed(seed % 2**32)
              .shuffle()  # anew each epoch, repeated below
-             .repeat(None)[process_index::process_count]
-             .random_map(_Read(source, crop_samples, gain_db)))
+             .repeat(None)
+             # Before the slice: otherwise every process draws the same crops and gains.
+             .random_map(_Read(source, crop_samples, gain_db))
+             [process_index::process_count])
   # One read-ahead thread: sources are not asked from several threads at once.
   dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64))
   dataset = dataset.batch(batch_size)
@@ -108,10 +109,18 @@ def make_iterator(source, *, batch_size, crop_samples, seed, gain_db, num_worker
 
 
 def eval_clips(source, count, max_seconds):
-  """Up to `count` items spread evenly over a source, the first `max_seconds` of each."""
-  clips = []
-  for i in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
-    item = source[int(i)]
-    if item is not None:
-      clips.append(item | {'audio': item['audio'][:int(max_seconds * SAMPLE_RATE)]})
+  """Up to `count` items spread evenly over a source, the first `max_seconds` of each.
+
+  Raises:
+    UserError: no item can be read.
+  """
+  count, clips = min(count, len(source)), []
+  for k in range(count):  # the first readable item of the k-th part
+    for i in range(k * len(source) // count, (k + 1) * len(source) // count):
+      item = source[i]
+      if item is not None:
+        clips.append(item | {'audio': item['audio'][:int(max_seconds * SAMPLE_RATE)]})
+        break
+  if count and not clips:
+    raise UserError('none of the held-out items could be read; check the data')
   return clips

@@ -1,6 +1,6 @@
 """Synthetic emotional speech: a small formant synthesiser, for tests, smoke runs and tutorials.
 
-Source and filter: a glottal pulse train and breath noise excite a vocal tract of five formants
+Source and filter: a glottal pulse train and breath noise excite a vocal tract of seven formants
 that move between phonemes; fricatives and stop bursts add shaped noise. What differs between
 emotions is what differs in people: the mean and range of F0, loudness, tempo and voice quality.
 The words are nonsense; the acoustics are close enough to speech to train and debug a codec on.
@@ -31,7 +31,7 @@ _STYLES = {
     'surprised': (6.0, 2.2, 2.0, 1.05, 1.3, 1.0, 0.58, 1.0, 6.0),
 }
 
-# Formants in Hz of an adult male (Peterson and Barney, 1952; F4 and F5 hardly move).
+# Formants in Hz of an adult male (Peterson and Barney, 1952).
 _VOWELS = (
     (270, 2290, 3010), (390, 1990, 2550), (530, 1840, 2480), (660, 1720, 2410), (730, 1090, 2440),
     (570, 840, 2410), (440, 1020, 2240), (300, 870, 2240), (640, 1190, 2390), (490, 1350, 1690),
@@ -61,7 +61,7 @@ _SONORANTS = (
     ((290, 2200, 2900), 0.60, 0.05),  # j
     ((300, 700, 2200), 0.60, 0.06),  # w
 )
-_UPPER = (3500.0, 4500.0)  # F4 and F5
+_UPPER = (3500.0, 4500.0, 5500.0, 6500.0)  # F4 to F7, which hardly move
 
 
 class SyntheticSource:
@@ -195,12 +195,12 @@ def _plan(rng, emotion, voice, seconds):
   fade = np.clip(np.minimum(at, seconds - at) / 0.03, 0, 1)
   return {
       'f0': np.clip(voice['f0'] * 2 ** (semitones / 12), 55, 600),
-      'formants': _smooth(formants, 3.5) * voice['tract'],
+      'formants': np.minimum(_smooth(formants, 3.5) * voice['tract'], 7800.0),
       'voicing': np.clip(_smooth(gains[:, 0], 1.5), 0, None) * fade,
       'breath': np.clip(_smooth(gains[:, 1], 1.2), 0, None) * fade * breath * voice['breath'],
       'frication': np.clip(_smooth(gains[:, 2], 0.7), 0, None) * fade,
       'peak': _smooth(gains[:, 3], 1.0),
-      'tilt': 1800.0 * brightness * voice['brightness'],  # Hz
+      'tilt': 4000.0 * brightness * voice['brightness'],  # Hz
       'open_quotient': open_quotient,
       'jitter': jitter * voice['jitter'],
       'level': -25.0 + level + voice['level'],  # dBFS while voiced
@@ -222,7 +222,8 @@ def _glottal_flow(rng, tracks, samples):
   x = phase - np.floor(phase)
   # Klatt's pulse: the flow t^2 - t^3 while open, then a return that decays instead of a cliff.
   opened = x / tracks['open_quotient']
-  pulse = np.where(opened < 1, 2 * opened - 3 * opened**2, -np.exp(-25 * (x - tracks['open_quotient'])))
+  closing = -np.exp(-60 * (x - tracks['open_quotient']))
+  pulse = np.where(opened < 1, 2 * opened - 3 * opened**2, closing)
   pulse = signal.resample_poly(shimmer * pulse, 1, _OVERSAMPLE)
   pole = np.exp(-2 * np.pi * tracks['tilt'] / SAMPLE_RATE)
   return signal.lfilter([1 - pole], [1, -pole], pulse), phase[::_OVERSAMPLE]
@@ -272,9 +273,9 @@ def _render(rng, tracks, samples):
   # Breath is loudest while the glottis is open.
   gate = np.where(voicing > 0.3, 0.5 - 0.5 * np.cos(2 * np.pi * phase), 1.0)
   noise = rng.normal(size=samples)
-  source = voicing * pulses + 0.02 * breath * gate * noise
+  source = voicing * pulses + 0.03 * breath * gate * noise
 
-  formants = tracks['formants'][::2]  # [hops, 5]
+  formants = tracks['formants'][::2]  # [hops, 7]
   bandwidths = 50.0 + 0.03 * formants + 0.000012 * formants**2
   tract = _resonances(formants, bandwidths)
   voice = _filter(source, tract, tract.sum(axis=1))  # unit gain at 0 Hz, as a real tract

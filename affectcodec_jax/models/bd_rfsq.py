@@ -24,7 +24,6 @@ import numpy as np
 from affectcodec_jax.models import fsq
 from affectcodec_jax.models.layers import weight_norm
 
-
 STAGE_FADE = 0.7  # of a stage's start against the one before it
 
 
