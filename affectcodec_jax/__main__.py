@@ -71,6 +71,7 @@ def _encode(args):
 def _decode(args):
   from affectcodec_jax import audio, bitstream
   _check_output(args)
+  audio.check_writable_kind(args.output)
   tokens = bitstream.read_tokens(args.input)
   from affectcodec_jax.api import load
   codec = load(args.checkpoint)

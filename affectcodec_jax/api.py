@@ -44,8 +44,7 @@ def load(path):
   if not path.is_dir():
     raise UserError(f'{path}: no such folder; give the workdir of a training run')
   config = load_config(path / 'config.json')
-  config.teacher.path = str(path / 'teacher.safetensors')
-  teacher = weights.load_teacher(config)
+  teacher = weights.load_teacher(config.teacher.dim, path / 'teacher.safetensors')
   shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.PRNGKey(0))[0]
   params, step = restore_ema(path, shapes)
   return Pretrained(config, params, teacher, step)
@@ -99,7 +98,7 @@ class Pretrained:
     top = self.config.model.num_stages
     if kbps is None:
       return top
-    stages = kbps / self.stage_kbps
+    stages = kbps / self.stage_kbps if math.isfinite(kbps) else 0.0
     if not math.isclose(stages, round(stages), abs_tol=1e-6) or not 1 <= round(stages) <= top:
       rates = ', '.join(f'{self.stage_kbps * m:g}' for m in range(1, top + 1))
       raise UserError(f'{kbps:g} kbps is not a rate of this codec; it has {rates}')
@@ -109,7 +108,7 @@ class Pretrained:
     """Encodes one utterance.
 
     Args:
-      audio: `[samples]` or `[samples, channels]`, float in [-1, 1] or integer PCM.
+      audio: `[samples]` or `[samples, channels]`, float in [-1, 1] or signed integer PCM.
       sample_rate: its rate in Hz; other than 16000 is resampled.
       kbps: rate, e.g. 1.5, 3 or 6; None is the highest.
 
@@ -139,7 +138,7 @@ class Pretrained:
     """
     top = self.config.model.num_stages
     if isinstance(tokens, Tokens):
-      if tokens.fingerprint not in (self.fingerprint, bytes(8)):
+      if tokens.fingerprint != self.fingerprint:
         raise UserError(f'these tokens were made by model {tokens.fingerprint.hex()}, this is '
                         f'{self.fingerprint.hex()}; decode with the checkpoint that encoded them')
       codes, samples, gain = tokens.codes, tokens.num_samples, tokens.gain_db
@@ -163,6 +162,9 @@ class Pretrained:
 
 
 def _bucket(frames):
-  """Frames to compute for `frames`: few distinct values, at most a quarter more, so few compiles."""
+  """Frames to compute for `frames`: a multiple of 50 and, from 400 on, at most a quarter more.
+
+  There are few such numbers, so there is little to compile.
+  """
   step = max(50, 2 ** (frames.bit_length() - 1) // 4)
   return -(-frames // step) * step

@@ -3,6 +3,7 @@
 Everything inside the codec is mono float32 in [-1, 1] at `SAMPLE_RATE`.
 """
 
+import math
 import os
 import pathlib
 
@@ -19,12 +20,11 @@ _GATE_DB = 30.0  # frames this far below the loudest one count as pauses
 _GATE_FRAME = 320  # samples
 
 
-def read_audio(path, sample_rate=SAMPLE_RATE, start=0.0, seconds=None):
-  """Reads a WAV, FLAC, OGG or MP3 file as mono float32 `[samples]` at `sample_rate` Hz.
+def read_audio(path, start=0.0, seconds=None):
+  """Reads a WAV, FLAC, OGG or MP3 file as mono float32 `[samples]` at 16 kHz.
 
   Args:
     path: the file.
-    sample_rate: the rate of the result in Hz; other rates are resampled (soxr HQ).
     start: seconds to skip.
     seconds: seconds to read, or None for the rest of the file.
 
@@ -36,13 +36,18 @@ def read_audio(path, sample_rate=SAMPLE_RATE, start=0.0, seconds=None):
   try:
     with soundfile.SoundFile(path) as f:
       f.seek(int(start * f.samplerate))
-      frames = -1 if seconds is None else int(seconds * f.samplerate)
-      audio = f.read(frames, dtype='float32', always_2d=True)
-      native_rate = f.samplerate
-  except (soundfile.SoundFileError, RuntimeError, OSError) as e:
+      limit = math.inf if seconds is None else int(seconds * f.samplerate)
+      # In blocks: the number of samples that a header promises is not to be trusted with memory.
+      blocks, count = [np.zeros((0, f.channels), np.float32)], 0
+      while count < limit and (block := f.read(min(1 << 20, limit - count), dtype='float32',
+                                               always_2d=True)).size:
+        blocks.append(block)
+        count += len(block)
+      audio, native_rate = np.concatenate(blocks), f.samplerate  # [samples, channels]
+  except (soundfile.SoundFileError, RuntimeError, OSError, ValueError, MemoryError) as e:
     reason = str(e).split(': ')[-1].rstrip('.')
     raise UserError(f'{path}: not a readable audio file ({reason}); give WAV, FLAC, OGG or MP3') from e
-  return resample(to_mono(audio, path), native_rate, sample_rate)
+  return resample(to_mono(audio, path), native_rate, SAMPLE_RATE, path)
 
 
 def to_mono(audio, name='audio'):
@@ -62,32 +67,47 @@ def to_mono(audio, name='audio'):
   return audio
 
 
-def resample(audio, from_rate, to_rate):
-  """Resamples `[samples]` from `from_rate` to `to_rate`, both in Hz."""
+def resample(audio, from_rate, to_rate, name='audio'):
+  """Resamples `[samples]` from `from_rate` to `to_rate`, both in Hz (soxr HQ)."""
   if from_rate <= 0 or to_rate <= 0:
     raise UserError(f'sample rate must be positive, got {from_rate} and {to_rate}')
   if from_rate == to_rate:
     return audio
-  return soxr.resample(audio, from_rate, to_rate).astype(np.float32)
+  resampled = soxr.resample(audio, from_rate, to_rate).astype(np.float32)
+  if resampled.size == 0:
+    raise UserError(f'{name}: {len(audio)} samples at {from_rate} Hz are too short to resample')
+  return resampled
 
 
-def write_audio(path, audio, sample_rate=SAMPLE_RATE):
-  """Writes mono float `[samples]` as 16-bit PCM; the file appears whole or not at all.
+def write_audio(path, audio):
+  """Writes mono float `[samples]` at 16 kHz, as 16-bit PCM where the format has it.
+
+  The file appears whole or not at all.
 
   Raises:
     UserError: the format is unknown or the folder cannot be written.
   """
-  path = pathlib.Path(path)
-  kind = path.suffix[1:].upper()
-  if kind not in soundfile.available_formats():
-    raise UserError(f'{path}: cannot write this kind of audio file; use .wav, .flac, .ogg or .mp3')
+  path = check_writable_kind(path)
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
-    soundfile.write(temporary, np.clip(audio, -1.0, 1.0), sample_rate, format=kind)
+    soundfile.write(temporary, np.clip(audio, -1.0, 1.0), SAMPLE_RATE,
+                    format=path.suffix[1:].upper())
     os.replace(temporary, path)
   except (soundfile.SoundFileError, OSError) as e:
     temporary.unlink(missing_ok=True)
     raise UserError(f'{path}: cannot be written ({e})') from e
+
+
+def check_writable_kind(path):
+  """`path` as a `Path`.
+
+  Raises:
+    UserError: its suffix is not one that `write_audio` writes.
+  """
+  path = pathlib.Path(path)
+  if path.suffix.lower() not in ('.wav', '.flac', '.ogg', '.mp3'):
+    raise UserError(f'{path}: cannot write this kind of audio file; use .wav, .flac, .ogg or .mp3')
+  return path
 
 
 def active_level(audio):

@@ -4,12 +4,25 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from affectcodec_jax.errors import UserError
-from affectcodec_jax.models.codec import hop_length
+from affectcodec_jax.models.codec import bits_per_stage, hop_length
+
+# What a codec's run needs of its configuration; all of it is in configs/base.py.
+CODEC_FIELDS = {
+    'model': ('encoder_dim', 'decoder_dim', 'strides', 'acoustic_width', 'emotion_dim', 'acoustic_dim',
+              'num_stages', 'emotion_levels', 'acoustic_levels', 'quantizer', 'conditioning',
+              'adapter_dim', 'adapter_layers', 'adapter_kernel', 'compute_dtype'),
+    'teacher': ('dim', 'path'),
+    'discriminator': ('n_ffts', 'filters'),
+    'loss': ('mel', 'multi_rate', 'adversarial'),
+    'data': ('source', 'crop_seconds', 'num_workers'),
+    'train': ('steps', 'batch_size', 'rate_probs', 'keep_checkpoints', 'distributed'),
+}
 
 
 def parse_args(argv, description):
@@ -21,7 +34,7 @@ def parse_args(argv, description):
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', None, 'Configuration file.', flag_values=values)
   flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
-  if any(a in ('--help', '-h') for a in argv[1:]):
+  if any(a in ('--help', '-h') for a in argv[1:]):  # absl's help would list its own flags too
     print(f'{description}\n\nusage: {argv[0]} --config FILE --workdir DIR [--config.FIELD=VALUE …]')
     sys.exit(0)
   for i, arg in enumerate(argv):
@@ -36,9 +49,10 @@ def parse_args(argv, description):
   try:
     rest = values(list(argv))
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    raise UserError(f'{str(e).splitlines()[0].strip()} (see configs/base.py for the fields)') from e
-  except (SyntaxError, ImportError, NameError) as e:
-    raise UserError(f'the configuration file does not load: {e}') from e
+    reason = ' '.join(str(e.args[0] if e.args else e).split()).strip('"\'')
+    raise UserError(f'{reason} (see configs/base.py for the fields)') from e
+  except Exception as e:  # the file is the user's own program
+    raise UserError(f'the configuration file does not load: {type(e).__name__}: {e}') from e
   finally:
     sys.argv = old_argv
   if len(rest) > 1:
@@ -48,12 +62,32 @@ def parse_args(argv, description):
   return values.config, values.workdir
 
 
+def require(config, sections, origin):
+  """Checks that a configuration has every section and field that is needed.
+
+  Args:
+    config: a ConfigDict.
+    sections: names of sections and the fields each must have, `{'train': ('steps', …)}`.
+    origin: where the configuration comes from, for the message.
+
+  Raises:
+    UserError: names what is missing.
+  """
+  for section, fields in sections.items():
+    if section not in config:
+      raise UserError(f"{origin}: has no section '{section}'; is it made for another command?")
+    for field in fields:
+      if field not in config[section]:
+        raise UserError(f"{origin}: has no field '{section}.{field}'; is it made for another command?")
+
+
 def validate(config):
-  """Checks what one field cannot say by itself.
+  """Checks a codec's configuration for what one field cannot say by itself.
 
   Raises:
     UserError: names the fields that do not fit together.
   """
+  require(config, CODEC_FIELDS, 'this configuration')
   m, t = config.model, config.train
   hop = hop_length(m)
   if hop != 320:
@@ -71,9 +105,14 @@ def validate(config):
     raise UserError(f"model.compute_dtype='{m.compute_dtype}'; use float32 or bfloat16")
   if min([*m.emotion_levels, *m.acoustic_levels]) < 2:
     raise UserError('model.emotion_levels and model.acoustic_levels must be 2 or more')
-  for name in ('steps', 'batch_size', 'checkpoint_every', 'log_every', 'sample_every'):
+  if bits_per_stage(m) > 16 or not 1 <= m.num_stages <= 255:
+    raise UserError(f'{m.num_stages} stages of {bits_per_stage(m)} bits: a token file holds at most 255 '
+                    'stages of 16 bits; change model.num_stages or the levels')
+  for name in ('steps', 'batch_size', 'checkpoint_every', 'keep_checkpoints', 'log_every', 'sample_every'):
     if t[name] < 1:
       raise UserError(f'train.{name}={t[name]} must be at least 1')
+  if config.seed < 0 or config.data.num_workers < 0:
+    raise UserError('seed and data.num_workers must not be negative')
   if crop_samples(config) < 2048:
     raise UserError(f'data.crop_seconds={config.data.crop_seconds} is too short; use 0.14 or more')
 
@@ -84,16 +123,42 @@ def crop_samples(config):
   return int(round(config.data.crop_seconds * 16000)) // hop * hop
 
 
+def make_folder(path):
+  """Creates a folder for results where there is none; returns it as a `Path`.
+
+  Raises:
+    UserError: it cannot be created, or not be written to.
+  """
+  path = pathlib.Path(path)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except OSError as e:
+    raise UserError(f'{path}: cannot be written to ({e.strerror})') from e
+  return path
+
+
 def save_config(path, config):
-  """Writes the resolved configuration as JSON."""
-  pathlib.Path(path).write_text(json.dumps(json.loads(config.to_json()), indent=2) + '\n')
+  """Writes the resolved configuration as JSON; the file appears whole or not at all."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(json.dumps(json.loads(config.to_json()), indent=2) + '\n')
+  os.replace(temporary, path)
 
 
 def load_config(path):
-  """Reads what `save_config` wrote."""
+  """Reads what `save_config` wrote for a codec's run.
+
+  Raises:
+    UserError: no such file, or not the configuration of a codec.
+  """
   try:
-    return ConfigDict(json.loads(pathlib.Path(path).read_text()))
+    plain = json.loads(pathlib.Path(path).read_text())
   except OSError as e:
     raise UserError(f'{path}: cannot be read; is this the workdir of a training run?') from e
   except ValueError as e:
     raise UserError(f'{path}: not a configuration ({e})') from e
+  config = ConfigDict(plain if isinstance(plain, dict) else {})
+  require(config, CODEC_FIELDS, path)
+  return config

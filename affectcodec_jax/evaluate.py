@@ -12,7 +12,6 @@ import argparse
 import csv
 import json
 import logging
-import pathlib
 import sys
 
 from affectcodec_jax.errors import UserError
@@ -44,8 +43,12 @@ def evaluate(args):
   import tqdm
 
   from affectcodec_jax.api import load
+  from affectcodec_jax.config import make_folder
   from affectcodec_jax.data.folder import FolderSource
 
+  if args.limit < 0:
+    raise UserError(f'--limit {args.limit}: give the number of files, or 0 for all')
+  out = make_folder(args.out)
   codec = load(args.checkpoint)
   source = FolderSource(args.data, args.split)
   stoi = _find_stoi()
@@ -66,8 +69,6 @@ def evaluate(args):
     raise UserError(f'{args.data}: no file of it could be read')
   summary = {'checkpoint': str(args.checkpoint), 'step': codec.step, 'split': args.split,
              'files': len({r['file'] for r in rows}), 'rates': _summarise(rows)}
-  out = pathlib.Path(args.out)
-  out.mkdir(parents=True, exist_ok=True)
   with open(out / 'files.csv', 'w', newline='') as f:
     writer = csv.DictWriter(f, rows[0].keys())
     writer.writeheader()
@@ -81,12 +82,18 @@ def evaluate(args):
 
 
 def _find_stoi():
-  """STOI of (reference, decoded) at 16 kHz, or None where pystoi is not installed."""
+  """STOI of (reference, decoded) at 16 kHz, None for clips too short; None where pystoi is absent."""
   try:
     from pystoi import stoi
   except ImportError:
     return None
-  return lambda x, y: float(stoi(x, y, 16000))
+
+  def score(reference, decoded):
+    if len(reference) < 0.5 * 16000:  # STOI needs 30 frames of speech; pystoi says 1e-5 to less
+      return None
+    return float(stoi(reference, decoded, 16000))
+
+  return score
 
 
 def _mel(reference, decoded):

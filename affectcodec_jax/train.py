@@ -10,6 +10,7 @@ The state of a run is chosen in this order:
 
 import collections
 import logging
+import os
 import pathlib
 import signal
 import sys
@@ -17,6 +18,8 @@ import threading
 import time
 
 from affectcodec_jax.errors import UserError
+
+STOPPED_EARLY = 75  # exit status of a preempted distributed run; launch/tpu.sh starts it again
 
 
 def main(argv=None):
@@ -28,16 +31,23 @@ def main(argv=None):
     config_lib.validate(config)
     if '://' in (workdir or ''):
       raise UserError(f'{workdir}: runs are kept in folders; mount the bucket and give its path')
+    if config.train.distributed and not workdir:
+      raise UserError('train.distributed needs --workdir: one folder that all processes share')
     workdir = pathlib.Path(workdir or f'runs/{time.strftime("%Y%m%d-%H%M%S")}')
-    train(config, workdir)
+    finished = train(config, workdir)
   except UserError as e:
     print(f'error: {e}', file=sys.stderr)
     return 2
-  return 0
+  # A launcher of many machines must tell preemption from the end; for a person both are well.
+  return 0 if finished or not config.train.distributed else STOPPED_EARLY
 
 
 def train(config, workdir):
-  """Runs `config` in `workdir` to its last step, resuming whatever is there."""
+  """Runs `config` in `workdir`, resuming whatever is there.
+
+  Returns:
+    True at the last step, False if the run was asked to stop before it.
+  """
   import jax
 
   from affectcodec_jax import config as config_lib
@@ -51,11 +61,15 @@ def train(config, workdir):
   # ---- Devices and folder ----
   use_compilation_cache()
   if config.train.distributed:
-    jax.distributed.initialize()
+    try:
+      jax.distributed.initialize()  # finds TPU pods, Slurm and Open MPI by itself
+    except (ValueError, RuntimeError) as e:
+      raise UserError(f'train.distributed: the other processes were not found ({e}); leave it False on '
+                      'one machine, start through launch/tpu.sh, Slurm or MPI on several') from e
   chief = jax.process_index() == 0
   say = (lambda *a: print(*a, flush=True)) if chief else (lambda *a: None)
   local_batch = parallel.local_batch_size(config.train.batch_size)
-  _prepare_workdir(config, workdir, chief)
+  _check_workdir(config, workdir)
   say(f'{jax.device_count()} {jax.default_backend()} device(s), batch {config.train.batch_size} x '
       f'{config.data.crop_seconds} s, run in {workdir}')
 
@@ -71,11 +85,8 @@ def train(config, workdir):
 
   # ---- Teacher ----
   own_teacher = workdir / 'teacher.safetensors'  # a run stays whole when the original moves
-  if own_teacher.exists():
-    config.teacher.path = str(own_teacher)
-  teacher = weights.load_teacher(config)
-  if chief and not own_teacher.exists():
-    weights.save_params(own_teacher, teacher)
+  resuming = own_teacher.exists()
+  teacher = weights.load_teacher(config.teacher.dim, own_teacher if resuming else config.teacher.path)
 
   # ---- State ----
   manager = checkpoints.make_manager(workdir, config.train.keep_checkpoints)
@@ -95,12 +106,17 @@ def train(config, workdir):
   step = int(state.step)
   if step >= config.train.steps:
     say(f'already at step {step} of {config.train.steps}; raise train.steps to go on')
+  # Only now, when all is known to fit, is anything written that a later start reads.
+  if chief and not resuming:
+    weights.save_params(own_teacher, teacher)
+  if chief:
+    config_lib.save_config(workdir / 'config.json', config)
   teacher_copies = parallel.replicate(teacher)
   state = parallel.replicate(state)
 
   # ---- Loop ----
   writer = metrics.MetricWriter(workdir, step, config.train.steps) if chief else None
-  stop = _catch_sigterm()
+  stop = _catch_signals(config.train.distributed)
   pending = collections.deque()  # metrics of steps still running; the loop never waits for them
   advice = (f'the last good checkpoint is in {workdir}/checkpoints; lower train.lr or look at the '
             'data, then run again to continue from it')
@@ -115,7 +131,8 @@ def train(config, workdir):
         scalars = {k: float(v[0]) for k, v in values.items() if k != 'finite'}
         metrics.check_finite(at, scalars, advice)
         scalars['steps_per_second'] = (at - clock[1]) / max(time.time() - clock[0], 1e-9)
-        scalars['data/skipped'] = float(getattr(source, 'skipped', 0))
+        if hasattr(source, 'skipped') and not config.data.num_workers:  # workers keep their own count
+          scalars['data/skipped'] = float(source.skipped)
         clock[:] = [time.time(), at]
         if writer:
           writer.write(at, scalars)
@@ -148,7 +165,7 @@ def train(config, workdir):
       if step % config.train.sample_every == 0 or step == config.train.steps:
         sample(step)
       preempted = config.train.distributed and manager.reached_preemption(step)
-      if preempted or (stop and not config.train.distributed):
+      if preempted or stop:
         checkpoint(step)
         say(f'stopped at step {step}; the same command continues from there')
         break
@@ -160,44 +177,51 @@ def train(config, workdir):
   if (workdir / 'samples').exists():
     say(f'audio:      {workdir}/samples')
   say(f'try it:     python -m affectcodec_jax encode IN.wav OUT.afc --checkpoint {workdir} --kbps 1.5')
+  return step >= config.train.steps
 
 
-def _prepare_workdir(config, workdir, chief):
-  """Creates the folder and records the configuration; refuses to mix two models in one folder."""
+def _check_workdir(config, workdir):
+  """Creates the folder; refuses to continue a run there with another model."""
   from affectcodec_jax import config as config_lib
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise UserError(f'{workdir}: cannot be created ({e.strerror})') from e
-  path = workdir / 'config.json'
-  if path.exists():
-    old = config_lib.load_config(path)
-    for section in ('model', 'discriminator'):
-      for name, value in config[section].items():
-        before = old[section].get(name)
-        if _plain(before) != _plain(value):
-          raise UserError(f'{workdir} holds a run with {section}.{name}={before}, now {value}; '
-                          'give another --workdir or the same value')
-  if chief:
-    config_lib.save_config(path, config)
+  path = config_lib.make_folder(workdir) / 'config.json'
+  if not path.exists():
+    return
+  old = config_lib.load_config(path)
+  changed = {f'{section}.{name}': (old[section].get(name), value)
+             for section in ('model', 'discriminator', 'teacher')
+             for name, value in config[section].items()}
+  if config.teacher.path in ('', old.teacher.path):
+    del changed['teacher.path']  # the run has its own copy
+  for name, (before, value) in changed.items():
+    if _plain(before) != _plain(value):
+      raise UserError(f'{workdir} holds a run with {name}={before}, now {value}; '
+                      'give another --workdir or the same value')
 
 
 def _plain(value):
   return list(value) if isinstance(value, (list, tuple)) else value
 
 
-def _catch_sigterm():
-  """A list that becomes non-empty when the process is asked to end, by TERM or Ctrl-C."""
+def _catch_signals(distributed):
+  """A list that becomes non-empty when this process is asked to end, by TERM or Ctrl-C.
+
+  With several processes it stays empty: JAX has a handler for TERM of its own there, by which all of
+  them agree on the step to stop at; Ctrl-C is made to ask the same.
+  """
   stop = []
 
   def ask(number, frame):
     del frame
-    stop.append(True)
     signal.signal(number, signal.SIG_DFL)  # the second time ends it at once
+    if distributed:
+      os.kill(os.getpid(), signal.SIGTERM)
+    else:
+      stop.append(True)
 
   if threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
+    if not distributed:
+      signal.signal(signal.SIGTERM, ask)
   return stop
 
 

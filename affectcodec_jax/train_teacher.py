@@ -9,11 +9,15 @@ WORKDIR/metrics.jsonl and, last, the accuracy on the held-out split.
 import functools
 import json
 import logging
-import pathlib
 import sys
 import time
 
 from affectcodec_jax.errors import UserError
+
+# What is needed of a configuration; all of it is in configs/teacher.py.
+TEACHER_FIELDS = {
+    'model': ('strides',), 'teacher': ('dim',), 'data': ('source', 'crop_seconds'),
+    'train': ('steps', 'batch_size', 'lr', 'weight_decay', 'dropout', 'log_every')}
 
 
 def main(argv=None):
@@ -22,7 +26,8 @@ def main(argv=None):
   try:
     from affectcodec_jax import config as config_lib  # heavy imports after --help
     config, workdir = config_lib.parse_args(argv or sys.argv, __doc__)
-    train_teacher(config, pathlib.Path(workdir or 'runs/teacher'))
+    config_lib.require(config, TEACHER_FIELDS, 'this configuration')
+    train_teacher(config, workdir or 'runs/teacher')
   except UserError as e:
     print(f'error: {e}', file=sys.stderr)
     return 2
@@ -30,7 +35,7 @@ def main(argv=None):
 
 
 def _loss(params, audio, labels, rng, model):
-  """Cross-entropy over the clips that have a label, and the number of them."""
+  """Cross-entropy over the clips that have a label."""
   import jax.numpy as jnp
   import optax
   mask = jnp.ones((len(audio), audio.shape[1] // 320), bool)
@@ -64,13 +69,14 @@ def train_teacher(config, workdir):
 
   from affectcodec_jax import weights
   from affectcodec_jax.api import use_compilation_cache
-  from affectcodec_jax.config import crop_samples, save_config
+  from affectcodec_jax.config import crop_samples, make_folder, save_config
   from affectcodec_jax.data import pipeline
   from affectcodec_jax.models.teacher import Teacher
 
   use_compilation_cache()
-  workdir.mkdir(parents=True, exist_ok=True)
-  save_config(workdir / 'config.json', config)
+  workdir = make_folder(workdir)
+  if (workdir / 'checkpoints').exists():
+    raise UserError(f'{workdir} holds a run of the codec; give another --workdir')
   c, t = config.data, config.train
   crop = crop_samples(config)
   source = pipeline.make_source(c, c.train_split, config.seed)
@@ -92,6 +98,7 @@ def train_teacher(config, workdir):
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, loss
 
+  save_config(workdir / 'config.json', config)
   started = time.time()
   with open(workdir / 'metrics.jsonl', 'w') as log:
     for step in range(1, t.steps + 1):
@@ -103,10 +110,10 @@ def train_teacher(config, workdir):
         log.write(json.dumps({'step': step, 'loss': round(float(loss), 4)}) + '\n')
         print(f'step {step}/{t.steps}  loss {float(loss):.3f}  '
               f'{step / (time.time() - started):.2f} steps/s', flush=True)
+    weights.save_params(workdir / 'teacher.safetensors', params, np.float16)
     accuracy, confusion = evaluate_teacher(params, held_out, config.teacher.dim)
     log.write(json.dumps({'step': t.steps, 'unweighted_accuracy': round(accuracy, 4),
                           'confusion': confusion.tolist()}) + '\n')
-  weights.save_params(workdir / 'teacher.safetensors', params, np.float16)
   _report(accuracy, confusion, c.eval_split)
   print(f'teacher: {workdir}/teacher.safetensors')
 

@@ -6,21 +6,24 @@ import os
 import pathlib
 
 from flax import traverse_util
+import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from affectcodec_jax.errors import UserError
+from affectcodec_jax.models.teacher import Teacher
 
 PACKAGED_TEACHER = pathlib.Path(__file__).parent / 'pretrained' / 'teacher.safetensors'
 
 
-def save_params(path, params, dtype=np.float32, metadata=None):
+def save_params(path, params, dtype=np.float32):
   """Writes a parameter tree; the file appears whole or not at all."""
   flat = {k: np.asarray(v, dtype) for k, v in traverse_util.flatten_dict(params, sep='/').items()}
   path = pathlib.Path(path)
   temporary = path.with_name(path.name + '.tmp')
-  safetensors.numpy.save_file(flat, temporary, metadata=metadata)
+  temporary.write_bytes(safetensors.numpy.save(flat))
   os.replace(temporary, path)
 
 
@@ -40,14 +43,23 @@ def load_params(path):
   return traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in flat.items()}, sep='/')
 
 
-def load_teacher(config):
-  """Frozen teacher parameters for `config.teacher`; checks that the width fits."""
-  path = config.teacher.path or PACKAGED_TEACHER
+def load_teacher(dim, path=''):
+  """Frozen teacher parameters of width `dim` from a file; '' is the teacher in the package.
+
+  Raises:
+    UserError: not a teacher of that width.
+  """
+  path = path or PACKAGED_TEACHER
   params = load_params(path)
-  width = params.get('final_norm', {}).get('scale', np.zeros(0)).shape
-  if width != (config.teacher.dim,):
-    raise UserError(f'{path}: holds features of width {width}, teacher.dim is '
-                    f'{config.teacher.dim}; set one to fit the other')
+  shapes = jax.eval_shape(Teacher(dim).init, jax.random.PRNGKey(0),
+                          jnp.zeros((1, 3200)), jnp.ones((1, 10), bool))['params']
+  have, want = ({k: np.shape(v) for k, v in traverse_util.flatten_dict(tree, sep='/').items()}
+                for tree in (params, shapes))
+  wrong = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
+  if wrong:
+    name = wrong[0]
+    raise UserError(f'{path}: not a teacher of width teacher.dim={dim}: {name} is '
+                    f'{have.get(name, "absent")}, should be {want.get(name, "absent")}')
   return params
 
 

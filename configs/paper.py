@@ -1,4 +1,6 @@
-"""The paper's sizes and schedule: 135 M trainable parameters, 250 000 steps, batch 12.
+"""The paper's sizes and schedule: 250 000 steps, batch 12, 133 M trainable parameters.
+
+With a teacher as wide as the paper's (teacher.dim=1024) they are 135 M.
 
   python -m affectcodec_jax.train --config configs/paper.py --workdir /mnt/shared/paper \
       --config.data.path=SPEECH/manifest.jsonl

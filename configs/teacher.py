@@ -21,7 +21,7 @@ def get_config():
   c.data = base.data
   c.data.crop_seconds = 2.4
   c.train = ConfigDict()
-  c.train.steps = 1500
+  c.train.steps = 1000  # 1500 overfit the 2.5 h it was tried on: .54 against .57 on unseen speakers
   c.train.batch_size = 32
   c.train.lr = 1e-3
   c.train.weight_decay = 0.05

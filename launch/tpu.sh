@@ -136,7 +136,7 @@ copy_and_install() {
   local repo archive
   repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   archive=${TMPDIR:-/tmp}/affectcodec-$name.tar.gz
-  run tar -czf "$archive" -C "$repo" --exclude=./.git --exclude=__pycache__ --exclude=./.venv \
+  run tar -czf "$archive" -C "$repo" --exclude=./.git --exclude=__pycache__ --exclude='./.venv*' \
     --exclude=./venv --exclude=./runs . || return
   tpu scp "$archive" "$name:affectcodec.tar.gz" --worker=all || return
   # The image's Python is older than JAX wants: uv brings its own.

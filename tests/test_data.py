@@ -129,13 +129,26 @@ def test_bad_files_are_skipped_with_one_counted_warning(tmp_path, caplog):
   assert source[0] is None and source.skipped == 3
 
 
-def test_directory_split_is_stable_and_never_empty(tmp_path):
+def test_directory_split_is_never_empty(tmp_path):
   for i in range(5):
     _write(tmp_path / f'{i}.wav', 0.5)
   names = {s: {FolderSource(tmp_path, s)[i]['name'] for i in range(len(FolderSource(tmp_path, s)))}
            for s in ('train', 'valid', 'test')}
   assert all(names.values()) and sum(map(len, names.values())) == 5
   assert len(set.union(*names.values())) == 5
+
+
+def test_directory_split_stays_when_files_are_added(tmp_path):
+  splits = ('train', 'valid', 'test')
+  of = lambda: {FolderSource(tmp_path, s)[i]['name']: s for s in splits
+                for i in range(len(FolderSource(tmp_path, s)))}
+  for i in range(100):
+    _write(tmp_path / f'{i}.wav', 0.4)
+  before = of()
+  for i in range(100, 130):
+    _write(tmp_path / f'{i}.wav', 0.4)
+  after = of()
+  assert len(after) == 130 and all(after[name] == split for name, split in before.items())
 
 
 def test_manifest(tmp_path):

@@ -24,7 +24,8 @@ class FolderSource:
       manifest: one object a line with `path` (relative to the manifest) and optionally `speaker`,
       `emotion` and `split`.
     split: which split, or None for all. Where no row names one, a hash of the path decides:
-      90 % 'train', 5 % 'valid', 5 % 'test'.
+      90 % 'train', 5 % 'valid', 5 % 'test'. It stays so for a file when others come or go, except
+      among so few files that a split would be empty.
     min_seconds: shorter files are skipped.
 
   Raises:
@@ -111,10 +112,13 @@ def _read_manifest(path):
 def _select(rows, split, path):
   """Rows of one split; by hash of the path where no row names its split."""
   if not any('split' in row for row in rows):
-    # Sorted by hash and cut: stable for a file whatever its neighbours, and no split is empty.
-    order = sorted(rows, key=lambda row: hashlib.sha256(row['key'].encode()).digest())
-    held = max(1, len(order) // 20) if len(order) >= 3 else 0
-    parts = {'valid': order[:held], 'test': order[held:2 * held], 'train': order[2 * held:]}
+    order = sorted(rows, key=_hash)
+    valid = sum(_hash(row) < 0.05 for row in rows)
+    test = sum(0.05 <= _hash(row) < 0.1 for row in rows)
+    if len(rows) >= 3:
+      valid, test = max(valid, 1), max(test, 1)
+      valid, test = (valid, test) if valid + test < len(rows) else (1, 1)
+    parts = {'valid': order[:valid], 'test': order[valid:valid + test], 'train': order[valid + test:]}
     if not parts.get(split):
       names = [name for name in sorted(parts) if parts[name]]
       raise UserError(f"{path}: no files in split '{split}'; it has {', '.join(names)}")
@@ -127,10 +131,17 @@ def _select(rows, split, path):
   return chosen
 
 
+def _hash(row):
+  """A number in [0, 1) that depends on the file's name alone."""
+  return int.from_bytes(hashlib.sha256(row['key'].encode()).digest()[:6], 'big') / 2 ** 48
+
+
 def _check(path, min_seconds):
   """(what is wrong or None, seconds) from the header alone."""
   try:
     seconds = soundfile.info(str(path)).duration
   except (soundfile.SoundFileError, RuntimeError, OSError):
     return ('not readable as audio' if path.exists() else 'no such file'), 0.0
+  if seconds > 1e6:
+    return 'has no length in its header', 0.0
   return (f'{seconds:.2f} s is too short' if seconds < min_seconds else None), seconds

@@ -1,6 +1,8 @@
 """Speech from TensorFlow Datasets, read through its random-access data source, without TensorFlow.
 
   python -m affectcodec_jax.data.tfds crema_d --data_dir DIR    # downloads and prepares a set
+
+Preparing is the set's own code, and most sets use TensorFlow in it; reading never does.
 """
 
 import argparse
@@ -91,7 +93,7 @@ class TfdsSource:
       self._source = builder.as_data_source(split)
     except NotImplementedError as e:
       raise UserError(f'{name}: prepared in a format without random access; prepare it with '
-                      f'{_how_to_prepare(name)}') from e
+                      f'{_how_to_prepare(name, data_dir)}') from e
 
   def __len__(self):
     return len(self._source)
@@ -104,7 +106,7 @@ class TfdsSource:
         audio = audio / 32768.0  # 16-bit PCM, kept as int64 by most sets
       audio = resample(to_mono(audio, self.name), self._rate, SAMPLE_RATE)
     except (UserError, RuntimeError, ValueError) as e:  # array_record reports damage as RuntimeError
-      return self._skip(i, str(e).splitlines()[0])
+      return self._skip(i, _first_line(e))
     if len(audio) < self._min_samples:
       return self._skip(i, 'too short')
     return {'audio': audio, 'emotion': self._emotion_of(row), 'name': f'{self.name}/{i}',
@@ -131,14 +133,20 @@ def _builder(name, data_dir):
   except tfds.core.DatasetNotFoundError as e:
     raise UserError(f'{name}: no such data set in tensorflow_datasets nor in {data_dir}') from e
   except (ValueError, ModuleNotFoundError, AssertionError) as e:
-    raise UserError(f'{name}: {str(e).splitlines()[0]}; prepare it with {_how_to_prepare(name)}') from e
+    raise UserError(f'{name}: {_first_line(e)}; prepare it with {_how_to_prepare(name, data_dir)}') from e
   if not builder.info.splits:
-    raise UserError(f'{name}: not prepared in {builder.data_dir}; run {_how_to_prepare(name)}')
+    raise UserError(f'{name}: not prepared in {builder.data_dir}; run '
+                    f'{_how_to_prepare(name, data_dir)}')
   return builder
 
 
-def _how_to_prepare(name):
-  return f'python -m affectcodec_jax.data.tfds {name}'
+def _how_to_prepare(name, data_dir):
+  folder = f' --data_dir {data_dir}' if data_dir else ''
+  return f'python -m affectcodec_jax.data.tfds {name}{folder}'
+
+
+def _first_line(error):
+  return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def main(argv=None):
@@ -151,7 +159,8 @@ def main(argv=None):
     builder = tfds.builder(args.name, data_dir=args.data_dir, file_format='array_record')
     builder.download_and_prepare()
   except Exception as e:  # a download can fail in as many ways as there are sets
-    print(f'error: {args.name}: {str(e).splitlines()[0]}', file=sys.stderr)
+    hint = '; to prepare this set: pip install tensorflow' if 'tensorflow' in str(e) else ''
+    print(f'error: {args.name}: {_first_line(e)}{hint}', file=sys.stderr)
     return 2
   print(f'{builder.data_dir}: {", ".join(f"{k} {v.num_examples}" for k, v in builder.info.splits.items())}')
   return 0

@@ -118,10 +118,12 @@ class BDRFSQ(nn.Module):
   projection: str = 'block'
 
   def setup(self):
-    names = ('emotion', 'acoustic') if self.projection == 'block' else ('joint',)
     self.params_ = [
         self.param(name, _init_block, self.num_stages, dim, levels)
-        for name, dim, levels in zip(names, *self._blocks())]
+        for name, dim, levels in zip(self._names(), *self._blocks())]
+
+  def _names(self):
+    return ('emotion', 'acoustic') if self.projection == 'block' else ('joint',)
 
   def _blocks(self):
     """Widths and levels of the blocks that are projected by themselves."""
@@ -183,5 +185,4 @@ class BDRFSQ(nn.Module):
         r = r - _quantize(p, r, n)[0]
         stages.append(p)
       calibrated.append(jax.tree.map(lambda *x: jnp.stack(x), *stages))
-    names = ('emotion', 'acoustic') if self.projection == 'block' else ('joint',)
-    return dict(zip(names, calibrated))
+    return dict(zip(self._names(), calibrated))

@@ -34,7 +34,7 @@ class AttentionPool(nn.Module):
   @nn.compact
   def __call__(self, x, mask):
     x = x.astype(jnp.float32)
-    score = nn.Dense(1)(jnp.tanh(nn.Dense(x.shape[-1] // 2)(x)))[..., 0]  # [B, T]
+    score = nn.Dense(1, use_bias=False)(jnp.tanh(nn.Dense(x.shape[-1] // 2)(x)))[..., 0]  # [B, T]
     weights = jax.nn.softmax(jnp.where(mask, score, -jnp.inf), axis=-1)
     return jnp.einsum('bt,btd->bd', weights, x)
 

@@ -49,7 +49,7 @@ class Conv(nn.Module):
     g = self.param('g', nn.initializers.constant(self.gain), (self.features,))
     b = self.param('b', nn.initializers.zeros, (self.features,))
     w = weight_norm(v, g, tuple(range(n + 1)))
-    spatial = 'WHD'[:n] if n == 1 else 'HW'
+    spatial = 'W' if n == 1 else 'HW'
     y = jax.lax.conv_general_dilated(
         x.astype(self.dtype), w.astype(self.dtype), strides, padding, rhs_dilation=dilation,
         dimension_numbers=(f'N{spatial}C', f'{spatial}IO', f'N{spatial}C'))

@@ -3,7 +3,7 @@
 Any teacher is two pure functions of frozen parameters: `features(params, audio)` gives
 `[batch, frames, dim]` at the codec's 50 Hz, differentiable in the audio, and `logits` gives the
 utterance's emotion. This one is a log-mel front end and dilated convolutions with an attention-
-pooled head, about 0.8 M parameters. Being convolutional it sees about 1.3 s around a frame.
+pooled head, 0.69 M parameters. Being convolutional it sees about 1.3 s around a frame.
 """
 
 from flax import linen as nn

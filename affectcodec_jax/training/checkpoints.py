@@ -2,7 +2,8 @@
 
 One checkpoint holds four items: `state` (everything but the average), `ema` (what encoding needs),
 `data` (the input iterator) and `meta` (checksums, because the array files carry none). A checkpoint
-that is incomplete or fails its checksums is set aside, and the one before it is used.
+that is incomplete or fails its checksums is set aside, and the one before it is used; where none is left,
+nothing is touched.
 """
 
 import logging
@@ -51,17 +52,37 @@ def restore_latest(manager, fresh, iterator):
     iterator: the data iterator, changed in place.
 
   Raises:
-    UserError: the checkpoints fit another model.
+    UserError: there are checkpoints, but not one that can be continued from.
   """
+  damaged = []
   for step in sorted(manager.all_steps(), reverse=True):
     rest = _read(manager, step, 'state', fresh.replace(ema=None))
     ema = _read(manager, step, 'ema', fresh.ema)
-    if rest is None or ema is None:
-      _set_aside(manager, step)
+    if rest is None or ema is None or not _restore_iterator(manager, step, iterator):
+      damaged.append(step)
       continue
-    manager.restore(step, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(iterator)))
+    for newer in damaged:  # only now: perhaps none of them fitted, and the fault is elsewhere
+      _set_aside(manager, newer)
     return rest.replace(ema=ema)
+  if damaged:
+    raise UserError(f'{manager.directory}: no checkpoint there fits this run (see above); go back to the '
+                    'settings and the version it was made with, or give another --workdir')
   return None
+
+
+def _restore_iterator(manager, step, iterator):
+  """Sets `iterator` to where it stood; False (with a warning) if it does not fit its state."""
+  before = iterator.get_state()
+  try:
+    manager.restore(step, args=ocp.args.Composite(
+        data=grain.checkpoint.CheckpointRestore(iterator)))
+    iterator.get_state()
+  except Exception as e:  # a missing file, half a file, a state of another kind of iterator
+    logging.warning('checkpoint %d: its data position is damaged, or was made with another '
+                    'data.num_workers or number of processes (%s: %s)', step, type(e).__name__, e)
+    iterator.set_state(before)
+    return False
+  return True
 
 
 def restore_ema(workdir, fresh_ema):
@@ -91,7 +112,8 @@ def _read(manager, step, name, target):
     tree = jax.tree.map(np.asarray, restored[name])
     sums = restored['meta'][name]
   except Exception as e:  # orbax reports damage by many kinds of exception, plain Exception too
-    logging.warning('checkpoint %d is not usable (%s)', step, str(e).splitlines()[0][:200])
+    logging.warning('checkpoint %d is not usable (%s: %s)', step, type(e).__name__,
+                    ' '.join(str(e).split())[:200])
     return None
   if _checksums(tree) != sums:
     logging.warning('checkpoint %d is damaged: checksums of %s do not match', step, name)

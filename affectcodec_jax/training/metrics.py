@@ -56,10 +56,11 @@ class MetricWriter:
 
 
 def check_finite(step, scalars, advice):
-  """Raises UserError naming the first metric that is NaN or infinite at `step`."""
-  for name, value in scalars.items():
-    if not math.isfinite(value):
-      raise UserError(f'{name} is {value} at step {step}; {advice}')
+  """Raises UserError naming a metric that is NaN or infinite at `step`, a loss if there is one."""
+  bad = sorted((name for name, value in scalars.items() if not math.isfinite(value)),
+               key=lambda name: not name.startswith('loss/'))
+  if bad:
+    raise UserError(f'{bad[0]} is {scalars[bad[0]]} at step {step}; {advice}')
 
 
 def _drop_after(path, step):

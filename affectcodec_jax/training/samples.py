@@ -37,6 +37,7 @@ def make_sampler(config, teacher, clips):
 
   @jax.jit
   def synthesise(params, latent):
+    latent = latent * mask[..., None]  # as `decode` does
     return codec.apply({'params': params}, latent, method=Codec.synthesise)  # [B, L]
 
   def sample(params):

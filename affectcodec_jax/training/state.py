@@ -35,7 +35,10 @@ def make_discriminator(config):
 
 
 def learning_rate(config, peak):
-  """Linear warm-up to `peak`, then cosine decay to `final_lr_fraction` of it at the last step."""
+  """Linear warm-up to `peak`, then cosine decay to `final_lr_fraction` of it over `train.steps`.
+
+  By the count of updates: the discriminator, which joins later, ends somewhat higher.
+  """
   t = config.train
   warmup = min(t.warmup_steps, t.steps // 2)
   return optax.warmup_cosine_decay_schedule(
