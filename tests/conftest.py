@@ -1,5 +1,6 @@
 """Eight CPU devices for every test; set before JAX is imported anywhere."""
 
+import functools
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -9,8 +10,12 @@ os.environ['XLA_FLAGS'] = (
     ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true').strip()
 
 import jax
+import numpy as np
 import pytest
 
+from affectcodec_jax import config as config_lib
+from affectcodec_jax import weights
+from affectcodec_jax.training.state import create_state
 from configs.base import get_config
 
 
@@ -39,3 +44,23 @@ def tiny_config():
 def _compilation_cache(tmp_path_factory):
   """One compile cache for the whole run: many tests build the same programs."""
   jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('jax_cache')))
+
+
+@pytest.fixture(autouse=True)
+def _forget_programs():
+  """A step for 8 devices takes thousands of memory maps, of which a process may have 65530."""
+  yield
+  jax.clear_caches()
+
+
+def batch(config, seed=0):
+  """Noise of a training batch's shape, `[batch_size, samples]`."""
+  shape = (config.train.batch_size, config_lib.crop_samples(config))
+  return 0.1 * np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def state_and_teacher(config):
+  """A fresh state, on the host, and the packaged teacher."""
+  teacher = weights.load_teacher(config.teacher.dim)
+  fresh = jax.jit(functools.partial(create_state, config))
+  return jax.device_get(fresh(jax.random.PRNGKey(0), teacher, batch(config))), teacher

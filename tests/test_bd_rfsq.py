@@ -146,8 +146,9 @@ def test_calibration_puts_every_stage_to_work():
   out = module.apply({'params': params}, u)
   error = [float(jnp.mean((u - out.stages[:m].sum(0)) ** 2)) for m in range(9)]
   assert all(b < a for a, b in zip(error, error[1:]))
-  # 24 of 16 and 48 of 48 directions are read: most of the variance must be gone.
-  assert error[8] < 0.35 * error[0]
+  # All directions are read, but later ones at 0.7^k: of a direction read at a, (1 - a)^2 stays, on
+  # average 0.46 over the stages, and a tenth of the rest by rounding.
+  assert error[8] < 0.6 * error[0]
   index = np.asarray(out.indices)
   assert all(len(np.unique(index[..., k])) > 250 for k in range(8))
 
