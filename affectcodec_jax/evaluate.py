@@ -4,8 +4,9 @@
       --split test --out runs/speech/test
 
 Each file is encoded once, at the highest rate, and decoded from every prefix of its tokens. Writes
-OUT/files.csv (one row a file and rate) and OUT/results.json (means and 95 % bootstrap intervals over
-speakers), and prints the table. STOI needs requirements-eval.txt; without it that column is empty.
+OUT/files.csv (one row a file and rate) and OUT/results.json (means, changes from the rate below on the
+same files, and 95 % bootstrap intervals over speakers), and prints the table. STOI needs
+requirements-eval.txt; without it that column is empty.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def evaluate(args):
   print(f'{summary["files"]} files, step {codec.step}; mean [95 % interval over speakers]')
   for kbps, metrics in summary['rates'].items():
     print(f'{kbps:>4} kbps  ' + '  '.join(
-        f'{name} ' + (f'{m["mean"]:.3f} [{m["low"]:.3f}, {m["high"]:.3f}]' if m else 'absent')
+        f'{name} ' + (f'{m["mean"]:.4f} [{m["low"]:.4f}, {m["high"]:.4f}]' if m else 'absent')
         for name, m in metrics.items()))
 
 
@@ -108,29 +109,39 @@ def _mel(reference, decoded):
   return float(np.abs(a - b).mean())
 
 
-def _summarise(rows, draws=1000):
-  """Means with bootstrap intervals over speakers (files without one count for themselves)."""
-  import numpy as np
-  rng = np.random.default_rng(0)
+def _summarise(rows):
+  """Of each rate and metric the mean, and the mean change from the rate below on the same files."""
+  rates = sorted({r['kbps'] for r in rows})
+  scores = {kbps: {r['file']: r for r in rows if r['kbps'] == kbps} for kbps in rates}
   out = {}
-  for kbps in sorted({r['kbps'] for r in rows}):
+  for lower, kbps in zip([None, *rates], rates):
     out[f'{kbps:g}'] = {}
     for name in ('mel', 'stoi'):
-      groups = {}
-      for r in rows:
-        if r['kbps'] == kbps and r[name] is not None:
-          groups.setdefault(r['speaker'] or r['file'], []).append(r[name])
-      if not groups:
-        out[f'{kbps:g}'][name] = None
-        continue
-      groups = list(groups.values())
-      sums = np.array([[sum(g), len(g)] for g in groups])
-      picks = rng.integers(len(groups), size=(draws, len(groups)))
-      totals = sums[picks].sum(axis=1)  # [draws, (sum, count)]
-      low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
-      out[f'{kbps:g}'][name] = {'mean': float(sums[:, 0].sum() / sums[:, 1].sum()),
-                                'low': float(low), 'high': float(high)}
+      scored = [r for r in scores[kbps].values() if r[name] is not None]
+      values = [r[name] for r in scored]
+      out[f'{kbps:g}'][name] = _mean(scored, values)
+      if lower is not None:
+        change = [r[name] - scores[lower][r['file']][name] for r in scored]
+        out[f'{kbps:g}'][f'{name}_change'] = _mean(scored, change)
   return out
+
+
+def _mean(rows, values, draws=1000):
+  """Mean of one value a row with a 95 % bootstrap interval over speakers; None without values.
+
+  Rows without a speaker count as speakers of their own.
+  """
+  import numpy as np
+  groups = {}
+  for row, value in zip(rows, values):
+    groups.setdefault(row['speaker'] or row['file'], []).append(value)
+  if not groups:
+    return None
+  sums = np.array([[sum(g), len(g)] for g in groups.values()])
+  picks = np.random.default_rng(0).integers(len(groups), size=(draws, len(groups)))
+  totals = sums[picks].sum(axis=1)  # [draws, (sum, count)]
+  low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
+  return {'mean': float(sums[:, 0].sum() / sums[:, 1].sum()), 'low': float(low), 'high': float(high)}
 
 
 if __name__ == '__main__':
