@@ -32,7 +32,7 @@ def main(argv=None):
   logging.basicConfig(format='%(message)s', level=logging.WARNING)
   try:
     evaluate(args)
-  except UserError as e:
+  except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
     print(f'error: {e}', file=sys.stderr)
     return 2
   return 0

@@ -26,7 +26,7 @@ def main(argv=None):
   """Entry point; returns the exit status."""
   logging.basicConfig(format='%(message)s', level=logging.WARNING)
   try:
-    from affectcodec_jax import config as config_lib  # heavy imports after --help
+    from affectcodec_jax import config as config_lib
     config, workdir = config_lib.parse_args(argv or sys.argv, __doc__)
     config_lib.validate(config)
     if '://' in (workdir or ''):
@@ -35,7 +35,7 @@ def main(argv=None):
       raise UserError('train.distributed needs --workdir: one folder that all processes share')
     workdir = pathlib.Path(workdir or f'runs/{time.strftime("%Y%m%d-%H%M%S")}')
     finished = train(config, workdir)
-  except UserError as e:
+  except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
     print(f'error: {e}', file=sys.stderr)
     return 2
   # A launcher of many machines must tell preemption from the end; for a person both are well.

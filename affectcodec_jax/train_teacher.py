@@ -24,11 +24,11 @@ def main(argv=None):
   """Entry point; returns the exit status."""
   logging.basicConfig(format='%(message)s', level=logging.WARNING)
   try:
-    from affectcodec_jax import config as config_lib  # heavy imports after --help
+    from affectcodec_jax import config as config_lib
     config, workdir = config_lib.parse_args(argv or sys.argv, __doc__)
     config_lib.require(config, TEACHER_FIELDS, 'this configuration')
     train_teacher(config, workdir or 'runs/teacher')
-  except UserError as e:
+  except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
     print(f'error: {e}', file=sys.stderr)
     return 2
   return 0

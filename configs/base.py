@@ -1,4 +1,10 @@
-"""The base every configuration derives from: complete, and small enough for a laptop's CPU."""
+"""The base every configuration derives from: complete, and small enough for a laptop's CPU.
+
+  python -m affectcodec_jax.train --config configs/base.py --workdir runs/base
+
+Two CPU cores, 15 minutes with compilation: mel loss 7.6 at step 10, 2.9 at 300, about 2.4 at the end
+(docs/results.md).
+"""
 
 from ml_collections import ConfigDict
 
