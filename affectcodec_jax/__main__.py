@@ -1,12 +1,11 @@
 """Command line: `python -m affectcodec_jax encode | decode | info | truncate`."""
 
 import argparse
-import logging
 import os
 import pathlib
 import sys
 
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.errors import UserError, run_command
 
 
 def main(argv=None):
@@ -36,13 +35,8 @@ def main(argv=None):
   p.add_argument('path')
 
   args = parser.parse_args(argv)
-  logging.basicConfig(format='%(message)s', level=logging.WARNING)
-  try:
-    {'encode': _encode, 'decode': _decode, 'truncate': _truncate, 'info': _info}[args.command](args)
-  except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
-    print(f'error: {e}', file=sys.stderr)
-    return 2
-  return 0
+  command = {'encode': _encode, 'decode': _decode, 'truncate': _truncate, 'info': _info}[args.command]
+  return run_command(lambda: command(args))
 
 
 def _check_output(args):

@@ -5,7 +5,6 @@ docs/afc-format.md describes every byte. Needs only NumPy, neither JAX nor a mod
 
 from dataclasses import dataclass, replace
 import math
-import os
 import pathlib
 import struct
 import zlib
@@ -13,6 +12,7 @@ import zlib
 import numpy as np
 
 from affectcodec_jax.errors import UserError
+from affectcodec_jax.files import write_whole
 
 MAGIC = b'AFCT'
 VERSION = 1
@@ -139,16 +139,7 @@ def write_tokens(path, tokens: Tokens):
   Raises:
     UserError: a value that the format cannot hold, or a place that cannot be written.
   """
-  path = pathlib.Path(path)
-  data = pack(tokens)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-  except OSError as e:
-    raise UserError(f'{path}: cannot be written ({e.strerror}); choose another place') from e
-  finally:
-    _remove(temporary)
+  write_whole(path, pack(tokens))
 
 
 def read_tokens(path) -> Tokens:
@@ -202,10 +193,3 @@ def _unpack_bits(payload, n, bits):
   words = np.zeros((n, 16), np.uint8)
   words[:, 16 - bits:] = stream.reshape(n, bits)
   return np.packbits(words, axis=1).view('>u2')[:, 0].astype(np.int32)
-
-
-def _remove(path):
-  try:
-    os.unlink(path)
-  except OSError:
-    pass  # moved into place, or never made: a folder that cannot be written has been reported

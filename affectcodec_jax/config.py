@@ -4,12 +4,12 @@ import json
 import os
 import pathlib
 import sys
-import tempfile
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from affectcodec_jax.errors import UserError
+from affectcodec_jax.files import write_whole
 from affectcodec_jax.models.codec import bits_per_stage, hop_length
 
 # What a codec's run needs of its configuration; all of it is in configs/base.py.
@@ -123,28 +123,9 @@ def crop_samples(config):
   return int(round(config.data.crop_seconds * 16000)) // hop * hop
 
 
-def make_folder(path):
-  """Creates a folder for results where there is none; returns it as a `Path`.
-
-  Raises:
-    UserError: it cannot be created, or not be written to.
-  """
-  path = pathlib.Path(path)
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
-      pass
-  except OSError as e:
-    raise UserError(f'{path}: cannot be written to ({e.strerror})') from e
-  return path
-
-
 def save_config(path, config):
   """Writes the resolved configuration as JSON; the file appears whole or not at all."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(json.dumps(json.loads(config.to_json()), indent=2) + '\n')
-  os.replace(temporary, path)
+  write_whole(path, (json.dumps(json.loads(config.to_json()), indent=2) + '\n').encode())
 
 
 def load_config(path):

@@ -1,4 +1,7 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and how commands show it."""
+
+import logging
+import sys
 
 
 class UserError(Exception):
@@ -6,3 +9,13 @@ class UserError(Exception):
 
   Commands print it after `error:` and exit with status 2, without a traceback.
   """
+
+
+def run_command(command):
+  """Calls `command()`; returns the exit status: what it returns, 0 for None, 2 after a `UserError`."""
+  logging.basicConfig(format='%(message)s', level=logging.WARNING)
+  try:
+    return command() or 0
+  except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
+    print(f'error: {e}', file=sys.stderr)
+    return 2

@@ -12,10 +12,9 @@ requirements-eval.txt; without it that column is empty.
 import argparse
 import csv
 import json
-import logging
 import sys
 
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.errors import UserError, run_command
 
 
 def main(argv=None):
@@ -29,13 +28,7 @@ def main(argv=None):
   parser.add_argument('--limit', type=int, default=0, help='at most so many files, evenly spread')
   parser.add_argument('--out', required=True, help='folder for files.csv and results.json')
   args = parser.parse_args(argv)
-  logging.basicConfig(format='%(message)s', level=logging.WARNING)
-  try:
-    evaluate(args)
-  except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
-    print(f'error: {e}', file=sys.stderr)
-    return 2
-  return 0
+  return run_command(lambda: evaluate(args))
 
 
 def evaluate(args):
@@ -44,8 +37,8 @@ def evaluate(args):
   import tqdm
 
   from affectcodec_jax.api import load
-  from affectcodec_jax.config import make_folder
   from affectcodec_jax.data.folder import FolderSource
+  from affectcodec_jax.files import make_folder
 
   if args.limit < 0:
     raise UserError(f'--limit {args.limit}: give the number of files, or 0 for all')

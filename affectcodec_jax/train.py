@@ -9,7 +9,6 @@ The state of a run is chosen in this order:
 """
 
 import collections
-import logging
 import os
 import pathlib
 import signal
@@ -17,27 +16,25 @@ import sys
 import threading
 import time
 
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.errors import UserError, run_command
 
 STOPPED_EARLY = 75  # exit status of a preempted distributed run; launch/tpu.sh starts it again
 
 
 def main(argv=None):
   """Entry point; returns the exit status."""
-  logging.basicConfig(format='%(message)s', level=logging.WARNING)
-  try:
-    from affectcodec_jax import config as config_lib
-    config, workdir = config_lib.parse_args(argv or sys.argv, __doc__)
-    config_lib.validate(config)
-    if '://' in (workdir or ''):
-      raise UserError(f'{workdir}: runs are kept in folders; mount the bucket and give its path')
-    if config.train.distributed and not workdir:
-      raise UserError('train.distributed needs --workdir: one folder that all processes share')
-    workdir = pathlib.Path(workdir or f'runs/{time.strftime("%Y%m%d-%H%M%S")}')
-    finished = train(config, workdir)
-  except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
-    print(f'error: {e}', file=sys.stderr)
-    return 2
+  return run_command(lambda: _run(argv or sys.argv))
+
+
+def _run(argv):
+  from affectcodec_jax import config as config_lib
+  config, workdir = config_lib.parse_args(argv, __doc__)
+  config_lib.validate(config)
+  if '://' in (workdir or ''):
+    raise UserError(f'{workdir}: runs are kept in folders; mount the bucket and give its path')
+  if config.train.distributed and not workdir:
+    raise UserError('train.distributed needs --workdir: one folder that all processes share')
+  finished = train(config, pathlib.Path(workdir or f'runs/{time.strftime("%Y%m%d-%H%M%S")}'))
   # A launcher of many machines must tell preemption from the end; for a person both are well.
   return 0 if finished or not config.train.distributed else STOPPED_EARLY
 
@@ -183,7 +180,8 @@ def train(config, workdir):
 def _check_workdir(config, workdir):
   """Creates the folder; refuses to continue a run there with another model."""
   from affectcodec_jax import config as config_lib
-  path = config_lib.make_folder(workdir) / 'config.json'
+  from affectcodec_jax.files import make_folder
+  path = make_folder(workdir) / 'config.json'
   if not path.exists():
     return
   old = config_lib.load_config(path)

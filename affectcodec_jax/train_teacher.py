@@ -8,11 +8,10 @@ WORKDIR/metrics.jsonl and, last, the accuracy on the held-out split.
 
 import functools
 import json
-import logging
 import sys
 import time
 
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.errors import UserError, run_command
 
 # What is needed of a configuration; all of it is in configs/teacher.py.
 TEACHER_FIELDS = {
@@ -22,16 +21,14 @@ TEACHER_FIELDS = {
 
 def main(argv=None):
   """Entry point; returns the exit status."""
-  logging.basicConfig(format='%(message)s', level=logging.WARNING)
-  try:
-    from affectcodec_jax import config as config_lib
-    config, workdir = config_lib.parse_args(argv or sys.argv, __doc__)
-    config_lib.require(config, TEACHER_FIELDS, 'this configuration')
-    train_teacher(config, workdir or 'runs/teacher')
-  except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
-    print(f'error: {e}', file=sys.stderr)
-    return 2
-  return 0
+  return run_command(lambda: _run(argv or sys.argv))
+
+
+def _run(argv):
+  from affectcodec_jax import config as config_lib
+  config, workdir = config_lib.parse_args(argv, __doc__)
+  config_lib.require(config, TEACHER_FIELDS, 'this configuration')
+  train_teacher(config, workdir or 'runs/teacher')
 
 
 def _loss(params, audio, labels, rng, model):
@@ -69,8 +66,9 @@ def train_teacher(config, workdir):
 
   from affectcodec_jax import weights
   from affectcodec_jax.api import use_compilation_cache
-  from affectcodec_jax.config import crop_samples, make_folder, save_config
+  from affectcodec_jax.config import crop_samples, save_config
   from affectcodec_jax.data import pipeline
+  from affectcodec_jax.files import make_folder
   from affectcodec_jax.models.teacher import Teacher
 
   use_compilation_cache()

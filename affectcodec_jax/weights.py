@@ -13,6 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from affectcodec_jax.errors import UserError
+from affectcodec_jax.files import write_whole
 from affectcodec_jax.models.teacher import Teacher
 
 PACKAGED_TEACHER = pathlib.Path(__file__).parent / 'pretrained' / 'teacher.safetensors'
@@ -21,10 +22,7 @@ PACKAGED_TEACHER = pathlib.Path(__file__).parent / 'pretrained' / 'teacher.safet
 def save_params(path, params, dtype=np.float32):
   """Writes a parameter tree; the file appears whole or not at all."""
   flat = {k: np.asarray(v, dtype) for k, v in traverse_util.flatten_dict(params, sep='/').items()}
-  path = pathlib.Path(path)
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_bytes(safetensors.numpy.save(flat))
-  os.replace(temporary, path)
+  write_whole(path, safetensors.numpy.save(flat))
 
 
 def load_params(path):
