@@ -91,8 +91,8 @@ def _info(args):
     count = sum(x.size for x in jax.tree.leaves(codec.params))
     print(f'run         {args.path}, step {codec.step}\n'
           f'model       {codec.fingerprint.hex()}\n'
-          f'parameters  {count / 1e6:.2f} M and a teacher of '
-          f'{sum(x.size for x in jax.tree.leaves(codec.teacher)) / 1e6:.2f} M\n'
+          f'parameters  {count / 1e6:.2f} M and a {next(iter(codec.frozen))} of '
+          f'{sum(x.size for x in jax.tree.leaves(codec.frozen)) / 1e6:.2f} M\n'
           f'quantiser   {c.quantizer}, {c.num_stages} stages of {codec.stage_kbps:g} kbps\n'
           f'rates       {", ".join(f"{codec.stage_kbps * m:g}" for m in codec.config.rates)} kbps')
   else:

@@ -15,7 +15,7 @@ from affectcodec_jax.bitstream import Tokens
 from affectcodec_jax.config import load_config
 from affectcodec_jax.errors import UserError
 from affectcodec_jax.models.codec import Codec, bits_per_stage, hop_length
-from affectcodec_jax.models.teacher import teacher_features
+from affectcodec_jax.teachers import encoder_features
 from affectcodec_jax.training.checkpoints import restore_ema
 from affectcodec_jax.training.state import init_params, make_codec
 
@@ -44,10 +44,10 @@ def load(path):
   if not path.is_dir():
     raise UserError(f'{path}: no such folder; give the workdir of a training run')
   config = load_config(path / 'config.json')
-  teacher = weights.load_teacher(config.teacher.dim, path / 'teacher.safetensors')
+  frozen = weights.load_encoder_network(config, path)
   shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.PRNGKey(0))[0]
   params, step = restore_ema(path, shapes)
-  return Pretrained(config, params, teacher, step)
+  return Pretrained(config, params, frozen, step)
 
 
 class Pretrained:
@@ -62,18 +62,18 @@ class Pretrained:
 
   sample_rate = audio_lib.SAMPLE_RATE
 
-  def __init__(self, config, params, teacher, step):
+  def __init__(self, config, params, frozen, step):
     self.config = config
     self.params = params
-    self.teacher = teacher
+    self.frozen = frozen
     self.step = step
     self.hop_length = hop_length(config.model)
-    self.fingerprint = weights.fingerprint(config.model.to_dict(), params, teacher)
+    self.fingerprint = weights.fingerprint(config.model.to_dict(), params, frozen)
     codec = make_codec(config)
 
     @jax.jit
-    def analyse(params, teacher, audio, mask):
-      features = teacher_features(teacher, audio, config.teacher.dim)
+    def analyse(params, frozen, audio, mask):
+      features = encoder_features(config, frozen, audio, mask)
       u = codec.apply({'params': params}, audio, features, mask, method=Codec.analyse)
       return codec.apply({'params': params}, u, method=Codec.quantize).indices
 
@@ -123,7 +123,7 @@ class Pretrained:
     padded = np.zeros((1, _bucket(frames) * self.hop_length), np.float32)
     padded[0, :len(audio)] = audio * 10 ** (gain / 20)
     mask = np.arange(_bucket(frames))[None] < frames
-    codes = self._analyse(self.params, self.teacher, padded, mask)[0, :frames, :stages]
+    codes = self._analyse(self.params, self.frozen, padded, mask)[0, :frames, :stages]
     return Tokens(codes=np.asarray(codes), num_samples=len(audio), gain_db=gain,
                   bits_per_code=bits_per_stage(self.config.model), fingerprint=self.fingerprint)
 

@@ -11,13 +11,15 @@ from ml_collections import ConfigDict, config_flags
 from affectcodec_jax.errors import UserError
 from affectcodec_jax.files import write_whole
 from affectcodec_jax.models.codec import bits_per_stage, hop_length
+from affectcodec_jax.teachers import EMOTION2VEC, KINDS
 
 # What a codec's run needs of its configuration; all of it is in configs/base.py.
 CODEC_FIELDS = {
-    'model': ('encoder_dim', 'decoder_dim', 'strides', 'acoustic_width', 'emotion_dim', 'acoustic_dim',
-              'num_stages', 'emotion_levels', 'acoustic_levels', 'quantizer', 'conditioning',
+    'model': ('backbone', 'lite', 'encoder_dim', 'decoder_dim', 'strides', 'acoustic_width',
+              'emotion_dim', 'acoustic_dim', 'num_stages', 'emotion_levels', 'acoustic_levels',
+              'quantizer', 'conditioning',
               'adapter_dim', 'adapter_layers', 'adapter_kernel', 'compute_dtype'),
-    'teacher': ('dim', 'path'),
+    'teacher': ('kind', 'dim', 'path', 'student'),
     'discriminator': ('n_ffts', 'filters'),
     'loss': ('mel', 'multi_rate', 'adversarial'),
     'data': ('source', 'crop_seconds', 'num_workers'),
@@ -41,6 +43,7 @@ def parse_args(argv, description):
     file = arg.split('=', 1)[1] if arg.startswith('--config=') else (
         argv[i + 1] if arg == '--config' and i + 1 < len(argv) else None)
     if file is not None:
+      file = file.split(':')[0]  # FILE:VARIANT gives get_config its argument
       if not os.path.isfile(file):
         raise UserError(f'{file}: no such configuration file')
       # A configuration derives from another by `from configs.base import …`.
@@ -101,6 +104,17 @@ def validate(config):
                     f'rates={tuple(rates)}')
   if m.quantizer not in ('bd_rfsq', 'full_rfsq', 'rvq'):
     raise UserError(f"model.quantizer='{m.quantizer}'; use bd_rfsq, full_rfsq or rvq")
+  if m.backbone not in ('dac', 'lite'):
+    raise UserError(f"model.backbone='{m.backbone}'; use dac or lite")
+  if config.teacher.kind not in KINDS:
+    raise UserError(f"teacher.kind='{config.teacher.kind}'; use one of {', '.join(KINDS)}")
+  width = EMOTION2VEC.get(config.teacher.kind, (config.teacher.dim,))[0]
+  if config.teacher.dim != width:
+    raise UserError(f'teacher.dim={config.teacher.dim}, but features of '
+                    f'{config.teacher.kind} are {width} wide')
+  if config.teacher.kind != 'compact' and not config.teacher.path:
+    raise UserError(f'teacher.path is empty: {config.teacher.kind} is not in the package; convert its '
+                    'checkpoint with python -m affectcodec_jax.convert')
   if m.compute_dtype not in ('float32', 'bfloat16'):
     raise UserError(f"model.compute_dtype='{m.compute_dtype}'; use float32 or bfloat16")
   if min([*m.emotion_levels, *m.acoustic_levels]) < 2:

@@ -80,10 +80,15 @@ def train(config, workdir):
   clips = pipeline.eval_clips(held_out, config.train.num_samples, max_seconds=4.0)
   say(f'{len(source)} training clips from {config.data.source}')
 
-  # ---- Teacher ----
-  own_teacher = workdir / 'teacher.safetensors'  # a run stays whole when the original moves
-  resuming = own_teacher.exists()
-  teacher = weights.load_teacher(config.teacher.dim, own_teacher if resuming else config.teacher.path)
+  # ---- Teacher and student ----
+  # Copied into the run, which stays whole when the originals move.
+  own = {'teacher': workdir / 'teacher.safetensors'}
+  resuming = own['teacher'].exists()
+  frozen = {'teacher': weights.load_teacher(config, own['teacher'] if resuming else config.teacher.path)}
+  if config.teacher.student:
+    own['student'] = workdir / 'student.safetensors'
+    frozen['student'] = weights.load_student(
+        config, own['student'] if resuming else config.teacher.student)
 
   # ---- State ----
   manager = checkpoints.make_manager(workdir, config.train.keep_checkpoints)
@@ -93,7 +98,7 @@ def train(config, workdir):
       crop_samples=config_lib.crop_samples(config), seed=config.seed, gain_db=config.data.gain_db))
 
   def fresh(audio):
-    return create_state(config, jax.random.PRNGKey(config.seed), teacher, audio)
+    return create_state(config, jax.random.PRNGKey(config.seed), frozen, audio)
 
   state = checkpoints.restore_latest(manager, jax.eval_shape(fresh, first['audio']), iterator)
   if state is None:
@@ -105,10 +110,11 @@ def train(config, workdir):
     say(f'already at step {step} of {config.train.steps}; raise train.steps to go on')
   # Only now, when all is known to fit, is anything written that a later start reads.
   if chief and not resuming:
-    weights.save_params(own_teacher, teacher)
+    for name in sorted(own):  # the teacher last: it says that all is there
+      weights.save_params(own[name], frozen[name])
   if chief:
     config_lib.save_config(workdir / 'config.json', config)
-  teacher_copies = parallel.replicate(teacher)
+  frozen_copies = parallel.replicate(frozen)
   state = parallel.replicate(state)
 
   # ---- Loop ----
@@ -119,7 +125,7 @@ def train(config, workdir):
             'data, then run again to continue from it')
   clock = [time.time(), step]
   programs = {}
-  sampler = make_sampler(config, teacher, clips) if chief and clips else None
+  sampler = make_sampler(config, frozen, clips) if chief and clips else None
 
   def drain(keep):
     while len(pending) > keep:
@@ -153,7 +159,7 @@ def train(config, workdir):
         say(f'compiling the training step {"with" if adversarial else "without"} discriminator')
         programs[adversarial] = parallel.pmap_train_step(config, adversarial)
       batch = parallel.split_batch({'audio': next(iterator)['audio']})
-      state, values = programs[adversarial](state, teacher_copies, batch)
+      state, values = programs[adversarial](state, frozen_copies, batch)
       step += 1
       pending.append((step, values))
       drain(2)
@@ -185,11 +191,14 @@ def _check_workdir(config, workdir):
   if not path.exists():
     return
   old = config_lib.load_config(path)
-  changed = {f'{section}.{name}': (old[section].get(name), value)
+  old_fields = old.to_dict()
+  changed = {f'{section}.{name}': (old_fields[section].get(name), value)
              for section in ('model', 'discriminator', 'teacher')
-             for name, value in config[section].items()}
+             for name, value in config[section].to_dict().items()}
   if config.teacher.path in ('', old.teacher.path):
     del changed['teacher.path']  # the run has its own copy
+  if config.teacher.student and old.teacher.get('student'):
+    del changed['teacher.student']
   for name, (before, value) in changed.items():
     if _plain(before) != _plain(value):
       raise UserError(f'{workdir} holds a run with {name}={before}, now {value}; '

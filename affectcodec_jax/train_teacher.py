@@ -1,22 +1,17 @@
-"""Trains the small emotion teacher on labelled speech.
+"""Trains the compact emotion teacher on labelled speech.
 
-  python -m affectcodec_jax.train_teacher --config configs/teacher.py --workdir runs/teacher
+  python -m affectcodec_jax.train_teacher --config configs/teacher.py --workdir runs/teacher \
+      --config.data.source=folder --config.data.path=SPEECH/manifest.jsonl
 
 Writes WORKDIR/teacher.safetensors (point `teacher.path` of a codec's configuration at it),
-WORKDIR/metrics.jsonl and, last, the accuracy on the held-out split.
+WORKDIR/metrics.jsonl, and WORKDIR/results.json with the accuracy on the held-out split and, where
+there is one, on the test split.
 """
 
-import functools
 import json
 import sys
-import time
 
 from affectcodec_jax.errors import UserError, run_command
-
-# What is needed of a configuration; all of it is in configs/teacher.py.
-TEACHER_FIELDS = {
-    'model': ('strides',), 'teacher': ('dim',), 'data': ('source', 'crop_seconds'),
-    'train': ('steps', 'batch_size', 'lr', 'weight_decay', 'dropout', 'log_every')}
 
 
 def main(argv=None):
@@ -26,129 +21,110 @@ def main(argv=None):
 
 def _run(argv):
   from affectcodec_jax import config as config_lib
+  from affectcodec_jax.training.fit import FIT_FIELDS
   config, workdir = config_lib.parse_args(argv, __doc__)
-  config_lib.require(config, TEACHER_FIELDS, 'this configuration')
+  config_lib.require(config, {
+      'model': ('strides',), 'teacher': ('dim',), 'data': ('source', 'crop_seconds'),
+      'train': (*FIT_FIELDS, 'dropout', 'label_smoothing')}, 'this configuration')
   train_teacher(config, workdir or 'runs/teacher')
 
 
-def _loss(params, audio, labels, rng, model):
-  """Cross-entropy over the clips that have a label."""
-  import jax.numpy as jnp
-  import optax
-  mask = jnp.ones((len(audio), audio.shape[1] // 320), bool)
-  logits = model.apply({'params': params}, audio, mask, deterministic=False, rngs={'dropout': rng})
-  known = labels >= 0
-  targets = optax.smooth_labels(
-      jnp.eye(logits.shape[-1])[jnp.maximum(labels, 0)], alpha=0.1)
-  loss = optax.softmax_cross_entropy(logits, targets)
-  return jnp.sum(loss * known) / jnp.maximum(known.sum(), 1)
-
-
-def _augment(audio, rng):
-  """Additive noise at 10–50 dB below speech and a random tilt, so that level and channel say little."""
+def _loss(params, batch, rng, model, samples, smoothing):
+  """Cross-entropy, over the clips that have a label, on augmented speech."""
   import jax
   import jax.numpy as jnp
-  keys = jax.random.split(rng, 3)
-  b = len(audio)
-  level = jnp.sqrt(jnp.mean(audio ** 2, axis=1, keepdims=True))
-  snr = jax.random.uniform(keys[0], (b, 1), minval=10.0, maxval=50.0)
-  noise = jax.random.normal(keys[1], audio.shape) * level * 10 ** (-snr / 20)
-  tilt = jax.random.uniform(keys[2], (b, 1), minval=-0.4, maxval=0.4)
-  return audio + noise + tilt * jnp.pad(audio, ((0, 0), (1, 0)))[:, :-1]
+  import optax
+
+  from affectcodec_jax.data.augment import augment
+  augment_rng, dropout_rng = jax.random.split(rng)
+  audio = augment(batch['audio'], augment_rng, samples)
+  logits = model.apply({'params': params}, audio, deterministic=False, rngs={'dropout': dropout_rng})
+  known = batch['emotion'] >= 0
+  labels = jnp.eye(logits.shape[-1])[jnp.maximum(batch['emotion'], 0)]
+  loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, smoothing))
+  return jnp.sum(loss * known) / jnp.maximum(known.sum(), 1)
 
 
 def train_teacher(config, workdir):
   """Trains, evaluates and writes the teacher that `config` describes."""
+  import functools
+
   import jax
   import jax.numpy as jnp
   import numpy as np
-  import optax
 
   from affectcodec_jax import weights
   from affectcodec_jax.api import use_compilation_cache
   from affectcodec_jax.config import crop_samples, save_config
   from affectcodec_jax.data import pipeline
+  from affectcodec_jax.data.augment import MAX_SPEED
   from affectcodec_jax.files import make_folder
   from affectcodec_jax.models.teacher import Teacher
+  from affectcodec_jax.training.fit import fit
 
   use_compilation_cache()
   workdir = make_folder(workdir)
   if (workdir / 'checkpoints').exists():
     raise UserError(f'{workdir} holds a run of the codec; give another --workdir')
   c, t = config.data, config.train
-  crop = crop_samples(config)
+  samples = crop_samples(config)
   source = pipeline.make_source(c, c.train_split, config.seed)
-  held_out = pipeline.make_source(c, c.eval_split, config.seed)
-  iterator = pipeline.make_iterator(source, batch_size=t.batch_size, crop_samples=crop,
-                                    seed=config.seed, gain_db=c.gain_db, num_workers=c.num_workers)
+  held_out = {c.eval_split: pipeline.make_source(c, c.eval_split, config.seed)}
+  if c.source != 'synthetic':
+    try:
+      held_out['test'] = pipeline.make_source(c, 'test', config.seed)
+    except UserError:
+      pass  # a set without test speakers
+  iterator = pipeline.make_iterator(
+      source, batch_size=t.batch_size, crop_samples=-(-int(samples * MAX_SPEED) // 320) * 320,
+      seed=config.seed, gain_db=c.gain_db, num_workers=c.num_workers)
   model = Teacher(config.teacher.dim, dropout=t.dropout)
   base = jax.random.PRNGKey(config.seed)
-  params = jax.jit(lambda rng: model.init(rng, jnp.zeros((1, crop)), jnp.ones((1, crop // 320), bool)))(
-      base)['params']
-  schedule = optax.warmup_cosine_decay_schedule(0.0, t.lr, min(100, t.steps // 4), t.steps)
-  optimizer = optax.adamw(schedule, weight_decay=t.weight_decay)
-  opt_state = optimizer.init(params)
-
-  @jax.jit
-  def step_fn(params, opt_state, audio, labels, step):
-    noise, drop = jax.random.split(jax.random.fold_in(base, step))
-    loss, grads = jax.value_and_grad(_loss)(params, _augment(audio, noise), labels, drop, model)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, loss
+  params = jax.jit(model.init)(base, jnp.zeros((1, 6400)))['params']
+  loss_fn = functools.partial(_loss, model=model, samples=samples, smoothing=t.label_smoothing)
 
   save_config(workdir / 'config.json', config)
-  started = time.time()
   with open(workdir / 'metrics.jsonl', 'w') as log:
-    for step in range(1, t.steps + 1):
-      batch = next(iterator)
-      params, opt_state, loss = step_fn(params, opt_state, batch['audio'], batch['emotion'], step)
-      if step % t.log_every == 0 or step == t.steps:
-        if not np.isfinite(loss):
-          raise UserError(f'loss is {float(loss)} at step {step}; lower train.lr')
-        log.write(json.dumps({'step': step, 'loss': round(float(loss), 4)}) + '\n')
-        print(f'step {step}/{t.steps}  loss {float(loss):.3f}  '
-              f'{step / (time.time() - started):.2f} steps/s', flush=True)
-    weights.save_params(workdir / 'teacher.safetensors', params, np.float16)
-    accuracy, confusion = evaluate_teacher(params, held_out, config.teacher.dim)
-    log.write(json.dumps({'step': t.steps, 'unweighted_accuracy': round(accuracy, 4),
-                          'confusion': confusion.tolist()}) + '\n')
-  _report(accuracy, confusion, c.eval_split)
+    params = fit(loss_fn, params, iterator, t, base, log)
+  weights.save_params(workdir / 'teacher.safetensors', params, np.float16)
+  results = {'parameters': sum(x.size for x in jax.tree.leaves(params))}
+  for split, items in held_out.items():
+    results[split] = evaluate_teacher(params, items, config.teacher.dim)
+    _report(split, results[split])
+  (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
   print(f'teacher: {workdir}/teacher.safetensors')
 
 
-def evaluate_teacher(params, source, dim, max_seconds=6.0):
-  """(unweighted accuracy, confusion `[true, predicted]`) over the labelled clips of a source."""
+def evaluate_teacher(params, source, dim):
+  """Scores of a teacher over the labelled clips of a source (see `judges.score`).
+
+  `degraded` is its accuracy on the same clips after `augment.degrade`: noise, filters, codec-like
+  distortion.
+  """
   import jax
   import numpy as np
 
-  from affectcodec_jax.audio import level_gain
-  from affectcodec_jax.emotions import EMOTIONS
+  from affectcodec_jax.data.augment import degrade
+  from affectcodec_jax.judges import labelled, padded_clip, score
   from affectcodec_jax.models.teacher import Teacher
-
-  apply = jax.jit(functools.partial(Teacher(dim).apply, {'params': params}))
-  confusion = np.zeros((len(EMOTIONS), len(EMOTIONS)), np.int64)
-  frames = int(max_seconds * 50)
-  for i in range(len(source)):
-    item = source[i]
-    if item is None or item['emotion'] < 0:
-      continue
-    audio = item['audio'][:frames * 320]
-    padded = np.zeros((1, frames * 320), np.float32)
-    padded[0, :len(audio)] = audio * 10 ** (level_gain(audio) / 20)
-    mask = np.arange(frames)[None] < -(-len(audio) // 320)
-    confusion[item['emotion'], int(np.argmax(apply(padded, mask)[0]))] += 1
-  present = confusion.sum(axis=1) > 0
-  if not present.any():
-    raise UserError('the held-out split has no clip with a known emotion')
-  recall = np.diag(confusion)[present] / confusion[present].sum(axis=1)
-  return float(recall.mean()), confusion
+  apply = jax.jit(lambda audio, mask: Teacher(dim).apply({'params': params}, audio, mask).argmax())
+  rough = jax.jit(degrade)
+  items = labelled(source)
+  clean, degraded = [], []
+  for i, item in enumerate(items):
+    audio, mask = padded_clip(item['audio'])
+    clean.append(int(apply(audio, mask)))
+    degraded.append(int(apply(rough(audio, *jax.random.split(jax.random.PRNGKey(i))), mask)))
+  return score(items, np.array(clean)) | {'degraded': score(items, np.array(degraded))['accuracy']}
 
 
-def _report(accuracy, confusion, split):
+def _report(split, results):
   from affectcodec_jax.emotions import EMOTIONS
-  print(f'unweighted accuracy on {split}: {accuracy:.3f} over {confusion.sum()} clips')
+  print(f'unweighted accuracy on {split}: {results["accuracy"]:.3f} over {results["clips"]} clips, '
+        f'{results["degraded"]:.3f} when degraded; '
+        + ', '.join(f'{k} {v:.3f}' for k, v in results['corpora'].items()))
   print('true \\ predicted ' + ' '.join(f'{name[:6]:>6}' for name in EMOTIONS))
-  for name, row in zip(EMOTIONS, confusion):
+  for name, row in zip(EMOTIONS, results['confusion']):
     print(f'{name:>16} ' + ' '.join(f'{n:>6}' for n in row))
 
 

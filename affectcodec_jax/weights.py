@@ -1,5 +1,6 @@
 """Parameter trees as safetensors files, and the fingerprint that ties tokens to a model."""
 
+import functools
 import hashlib
 import json
 import os
@@ -14,14 +15,17 @@ import safetensors.numpy
 
 from affectcodec_jax.errors import UserError
 from affectcodec_jax.files import write_whole
-from affectcodec_jax.models.teacher import Teacher
+from affectcodec_jax.teachers import make_student, make_teacher
 
-PACKAGED_TEACHER = pathlib.Path(__file__).parent / 'pretrained' / 'teacher.safetensors'
+_FOLDER = pathlib.Path(__file__).parent / 'pretrained'
+PACKAGED_TEACHER = _FOLDER / 'teacher.safetensors'
+PACKAGED_JUDGE = _FOLDER / 'judge.safetensors'
 
 
 def save_params(path, params, dtype=np.float32):
   """Writes a parameter tree; the file appears whole or not at all."""
-  flat = {k: np.asarray(v, dtype) for k, v in traverse_util.flatten_dict(params, sep='/').items()}
+  # In C order: safetensors writes an array's memory as it lies.
+  flat = {k: np.array(v, dtype, order='C') for k, v in traverse_util.flatten_dict(params, sep='/').items()}
   write_whole(path, safetensors.numpy.save(flat))
 
 
@@ -41,30 +45,63 @@ def load_params(path):
   return traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in flat.items()}, sep='/')
 
 
-def load_teacher(dim, path=''):
-  """Frozen teacher parameters of width `dim` from a file; '' is the teacher in the package.
+def load_teacher(config, path=''):
+  """Parameters of the teacher that `config.teacher` describes; '' is the compact one in the package.
 
   Raises:
-    UserError: not a teacher of that width.
+    UserError: not such a teacher.
   """
   path = path or PACKAGED_TEACHER
   params = load_params(path)
-  shapes = jax.eval_shape(Teacher(dim).init, jax.random.PRNGKey(0),
-                          jnp.zeros((1, 3200)), jnp.ones((1, 10), bool))['params']
-  have, want = ({k: np.shape(v) for k, v in traverse_util.flatten_dict(tree, sep='/').items()}
-                for tree in (params, shapes))
-  wrong = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
-  if wrong:
-    name = wrong[0]
-    raise UserError(f'{path}: not a teacher of width teacher.dim={dim}: {name} is '
-                    f'{have.get(name, "absent")}, should be {want.get(name, "absent")}')
+  network = make_teacher(config)
+  features = (jnp.zeros((1, 3200)), jnp.ones((1, 10), bool))
+  shapes = jax.eval_shape(functools.partial(network.init, method='features'), jax.random.PRNGKey(0),
+                          *features)['params']
+  what = f'a {config.teacher.kind} teacher of width teacher.dim={config.teacher.dim}'
+  _check_shapes(path, params, shapes, what)
   return params
 
 
-def fingerprint(model_config, params, teacher):
+def load_student(config, path):
+  """Parameters of a student of this configuration's teacher.
+
+  Raises:
+    UserError: not a student, or one of features of another width.
+  """
+  params = load_params(path)
+  try:
+    network = make_student(params)
+  except (KeyError, TypeError, IndexError) as e:
+    raise UserError(f'{path}: not a student; make one with python -m affectcodec_jax.distil') from e
+  if network.dim != config.teacher.dim:
+    raise UserError(f'{path}: a student of features {network.dim} wide, but teacher.dim='
+                    f'{config.teacher.dim}')
+  shapes = jax.eval_shape(network.init, jax.random.PRNGKey(0), jnp.zeros((1, 3200)))['params']
+  _check_shapes(path, params, shapes, 'a student')
+  return params
+
+
+def load_encoder_network(config, workdir):
+  """What the encoder of a finished run reads: {'student': …} where there is one, else {'teacher': …}."""
+  if config.teacher.student:
+    return {'student': load_student(config, workdir / 'student.safetensors')}
+  return {'teacher': load_teacher(config, workdir / 'teacher.safetensors')}
+
+
+def _check_shapes(path, params, wanted, what):
+  """Every wanted parameter must be there in its shape; others (a head) may be."""
+  have, want = ({k: np.shape(v) for k, v in traverse_util.flatten_dict(tree, sep='/').items()}
+                for tree in (params, wanted))
+  for name in sorted(want):
+    if have.get(name) != want[name]:
+      raise UserError(f'{path}: not {what}: {name} is {have.get(name, "absent")}, should be '
+                      f'{want[name]}')
+
+
+def fingerprint(model_config, params, frozen):
   """8 bytes that differ between any two models whose tokens do not fit each other."""
   digest = hashlib.sha256(json.dumps(model_config, sort_keys=True).encode())
-  for tree in (params, teacher):
+  for tree in (params, frozen):
     for name, value in sorted(traverse_util.flatten_dict(tree, sep='/').items()):
       digest.update(name.encode())
       digest.update(np.ascontiguousarray(value, np.float32).tobytes())

@@ -16,6 +16,11 @@ def get_config():
   c.rates = (2, 4, 8)  # active stages at 1.5, 3 and 6 kbps; the last is all of them
 
   c.model = ConfigDict()
+  c.model.backbone = 'dac'  # or 'lite'
+  c.model.lite = ConfigDict()  # sizes of that one; encoder_dim and decoder_dim are DAC's
+  c.model.lite.width = 256
+  c.model.lite.encoder_depth = 4
+  c.model.lite.decoder_depth = 6
   c.model.encoder_dim = 16
   c.model.decoder_dim = 256
   c.model.strides = (2, 4, 5, 8)
@@ -34,8 +39,10 @@ def get_config():
   c.model.compute_dtype = 'float32'  # or 'bfloat16'; the quantiser is float32 always
 
   c.teacher = ConfigDict()
-  c.teacher.dim = 128
-  c.teacher.path = ''  # a teacher.safetensors; '' is the one in the package
+  c.teacher.kind = 'compact'  # or 'emotion2vec_base', 'emotion2vec_plus_large'
+  c.teacher.dim = 160  # width of its features; 768 and 1024 for the other two
+  c.teacher.path = ''  # a safetensors file of it; '' is the compact one in the package
+  c.teacher.student = ''  # a student.safetensors for the encoder to read in the teacher's place
 
   c.discriminator = ConfigDict()
   c.discriminator.n_ffts = (1024, 512, 256)

@@ -1,6 +1,7 @@
 """The paper's sizes and schedule: 250 000 steps, batch 12, 133 M trainable parameters.
 
-With a teacher as wide as the paper's (teacher.dim=1024) they are 135 M.
+With a teacher as wide as the paper's (teacher.dim=1024) they are 135 M: convert an emotion2vec and give
+--config.teacher.kind=emotion2vec_plus_large --config.teacher.dim=1024 --config.teacher.path=FILE.
 
   python -m affectcodec_jax.train --config configs/paper.py --workdir /mnt/shared/paper \
       --config.data.path=SPEECH/manifest.jsonl

@@ -1,4 +1,4 @@
-"""The small emotion teacher.
+"""The compact emotion teacher.
 
 On labelled speech of your own (a manifest with `emotion`, `speaker` and `split`):
 
@@ -20,11 +20,14 @@ def get_config():
   c.teacher = base.teacher
   c.data = base.data
   c.data.crop_seconds = 2.4
+  c.data.gain_db = 3.0
   c.train = ConfigDict()
-  c.train.steps = 1000  # 1500 overfit the 2.5 h it was tried on: .54 against .57 on unseen speakers
+  c.train.steps = 1600
   c.train.batch_size = 32
   c.train.lr = 1e-3
   c.train.weight_decay = 0.05
   c.train.dropout = 0.2
+  c.train.label_smoothing = 0.1
+  c.train.ema_decay = 0.998
   c.train.log_every = 50
   return c

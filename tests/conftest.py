@@ -61,6 +61,6 @@ def batch(config, seed=0):
 
 def state_and_teacher(config):
   """A fresh state, on the host, and the packaged teacher."""
-  teacher = weights.load_teacher(config.teacher.dim)
+  teacher = {'teacher': weights.load_teacher(config)}
   fresh = jax.jit(functools.partial(create_state, config))
   return jax.device_get(fresh(jax.random.PRNGKey(0), teacher, batch(config))), teacher

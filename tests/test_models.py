@@ -11,6 +11,7 @@ from affectcodec_jax import losses, spectral
 from affectcodec_jax.models.decoder import Decoder
 from affectcodec_jax.models.encoder import Encoder
 from affectcodec_jax.models.layers import ConvTranspose, sin_squared
+from affectcodec_jax.models.lite import DepthwiseConv, LiteDecoder, LiteEncoder
 from affectcodec_jax.models.teacher import Teacher
 
 STRIDES = (2, 4, 5, 8)
@@ -106,3 +107,42 @@ def test_teacher_frames_match_the_codec_and_carry_gradients(frames):
 
   grad = np.asarray(jax.grad(total)(audio))
   assert np.isfinite(grad).all() and np.abs(grad).max() > 0
+
+
+@pytest.mark.parametrize('window, hop', [(1280, 320), (960, 320), (512, 128), (640, 320)])
+def test_inverse_stft_inverts(window, hop):
+  audio = np.random.default_rng(0).normal(size=(2, 20 * hop)).astype(np.float32)
+  again = spectral.istft(*spectral.stft(audio, window, hop), window, hop)
+  np.testing.assert_allclose(again, audio, atol=1e-5)
+
+
+@pytest.mark.parametrize('window', [32, 960, 1280])
+def test_fft_and_matmul_transforms_are_one(window):
+  """Relative to the largest bin: float32 sums of `window` terms in different orders."""
+  frames = np.random.default_rng(0).normal(size=(3, window)).astype(np.float32)
+  by_fft, by_matmul = spectral.dft_by_fft(frames, 0.5), spectral.dft_by_matmul(frames, 0.5)
+  for a, b in zip(by_fft, by_matmul):
+    np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max() * np.sqrt(window))
+  a, b = (f(*by_fft, window) for f in (spectral.inverse_by_fft, spectral.inverse_by_matmul))
+  np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize('frames', [1, 2, 7, 50])
+def test_lite_networks_keep_every_length(frames):
+  audio = 0.1 * jax.random.normal(jax.random.key(0), (2, 320 * frames))
+  encoder, decoder = LiteEncoder(16, 2, 12), LiteDecoder(16, 2)
+  latent, _ = encoder.init_with_output(jax.random.key(1), audio)
+  assert latent.shape == (2, frames, 12)
+  out, params = decoder.init_with_output(jax.random.key(2), latent)
+  assert out.shape == (2, 320 * frames) and np.isfinite(np.asarray(out)).all()
+  grad = jax.grad(lambda z: (decoder.apply(params, z) ** 2).sum())(latent)
+  assert np.isfinite(np.asarray(grad)).all() and np.abs(grad).max() > 0
+
+
+def test_depthwise_conv_equals_a_grouped_one():
+  x = jax.random.normal(jax.random.key(0), (2, 11, 6))
+  out, params = DepthwiseConv(7).init_with_output(jax.random.key(1), x)
+  w = params['params']['kernel'][:, None]  # [7, 1, 6]
+  want = jax.lax.conv_general_dilated(x, w, (1,), [(3, 3)], feature_group_count=6,
+                                      dimension_numbers=('NWC', 'WIO', 'NWC'))
+  np.testing.assert_allclose(out, want, atol=1e-5)

@@ -11,11 +11,11 @@ from affectcodec_jax.errors import UserError
 from affectcodec_jax.training import parallel
 from affectcodec_jax.training.state import init_params
 from affectcodec_jax.training.step import draw_rates, train_step
-from configs import base, paper, speech
+from configs import base, lite, paper, speech
 from tests.conftest import batch, state_and_teacher, tiny
 
 
-@pytest.mark.parametrize('module', [base, speech, paper])
+@pytest.mark.parametrize('module', [base, speech, lite, paper])
 @pytest.mark.parametrize('change', [
     {}, {'quantizer': 'full_rfsq'}, {'quantizer': 'rvq', 'acoustic_levels': (4, 4)},
     {'conditioning': False}])

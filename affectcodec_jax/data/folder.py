@@ -17,12 +17,13 @@ SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3')
 class FolderSource:
   """Random access to the usable files of one split.
 
-  Items are `{'audio': float32 [samples] at 16 kHz, 'emotion': int, 'speaker': str, 'name': str}`.
+  Items are `{'audio': float32 [samples] at 16 kHz, 'emotion': int, 'speaker': str, 'corpus': str,
+  'name': str}`.
 
   Args:
     path: a directory, searched to its depths (the folder of a file is its speaker), or a `.jsonl`
       manifest: one object a line with `path` (relative to the manifest) and optionally `speaker`,
-      `emotion` and `split`.
+      `emotion`, `corpus` and `split`.
     split: which split, or None for all. Where no row names one, a hash of the path decides:
       90 % 'train', 5 % 'valid', 5 % 'test'. It stays so for a file when others come or go, except
       among so few files that a split would be empty.
@@ -67,6 +68,10 @@ class FolderSource:
     """Seconds of item `i`, from its header."""
     return self._rows[i]['seconds']
 
+  def emotion(self, i):
+    """Index of item `i`'s emotion (see `emotions`), -1 where unknown, without reading its audio."""
+    return emotion_index(self._rows[i].get('emotion'))
+
   def read(self, i, start=0.0, seconds=None):
     """A part of item `i`; None, with a counted warning, where the file does not decode."""
     row = self._rows[i]
@@ -76,8 +81,9 @@ class FolderSource:
       self.skipped += 1
       logging.warning('skipped (%d so far): %s', self.skipped, e)
       return None
-    return {'audio': audio, 'emotion': emotion_index(row.get('emotion')),
-            'speaker': str(row.get('speaker', '')), 'name': str(row['path'])}
+    return {'audio': audio, 'emotion': self.emotion(i),
+            'speaker': str(row.get('speaker', '')), 'corpus': str(row.get('corpus', '')),
+            'name': str(row['path'])}
 
   def __getitem__(self, i):
     return self.read(int(i))

@@ -13,6 +13,7 @@ from affectcodec_jax.models.conditioning import Adapter, AttentionPool, EmotionD
 from affectcodec_jax.models.decoder import Decoder
 from affectcodec_jax.models.encoder import Encoder
 from affectcodec_jax.models.layers import Conv
+from affectcodec_jax.models.lite import LiteDecoder, LiteEncoder
 from affectcodec_jax.models.rvq import RVQ
 
 
@@ -30,7 +31,12 @@ class Codec(nn.Module):
   def setup(self):
     c = self.config
     dtype = jnp.dtype(c.compute_dtype)
-    self.encoder = Encoder(c.encoder_dim, c.strides, c.acoustic_width, dtype)
+    if c.backbone == 'lite':
+      self.encoder = LiteEncoder(c.lite.width, c.lite.encoder_depth, c.acoustic_width, dtype)
+      self.decoder = LiteDecoder(c.lite.width, c.lite.decoder_depth, dtype)
+    else:
+      self.encoder = Encoder(c.encoder_dim, c.strides, c.acoustic_width, dtype)
+      self.decoder = Decoder(c.decoder_dim, tuple(reversed(c.strides)), dtype)
     self.adapter = Adapter(c.adapter_dim, c.adapter_layers, c.adapter_kernel, dtype)
     if c.conditioning:
       self.pool = AttentionPool()
@@ -38,7 +44,6 @@ class Codec(nn.Module):
     self.to_emotion = Conv(c.emotion_dim, (1,), dtype=dtype)
     self.to_acoustic = Conv(c.acoustic_dim, (1,), dtype=dtype)
     self.quantizer = make_quantizer(c)
-    self.decoder = Decoder(c.decoder_dim, tuple(reversed(c.strides)), dtype)
     self.emotion_decoder = EmotionDecoder(self.feature_dim, c.adapter_dim, dtype)
 
   def analyse(self, audio, features, mask):
@@ -85,7 +90,6 @@ class Codec(nn.Module):
   def calibrate_quantizer(self, u):
     """Quantiser parameters fitted to a first latent (see `BDRFSQ.calibrate`)."""
     return self.quantizer.calibrate(u)
-
 
 
 def make_quantizer(c):

@@ -5,16 +5,16 @@ import numpy as np
 
 from affectcodec_jax.audio import level_gain
 from affectcodec_jax.models.codec import Codec, hop_length
-from affectcodec_jax.models.teacher import teacher_features
+from affectcodec_jax.teachers import encoder_features
 from affectcodec_jax.training.state import make_codec
 
 
-def make_sampler(config, teacher, clips):
+def make_sampler(config, frozen, clips):
   """A function of codec parameters that encodes and decodes `clips` in one batch.
 
   Args:
     config: the configuration.
-    teacher: teacher parameters.
+    frozen: parameters of the emotion networks.
     clips: items of a source, `audio` `[samples]` each.
 
   Returns:
@@ -31,7 +31,7 @@ def make_sampler(config, teacher, clips):
 
   @jax.jit
   def analyse(params):
-    features = teacher_features(teacher, audio, config.teacher.dim)
+    features = encoder_features(config, frozen, audio, mask)
     u = codec.apply({'params': params}, audio, features, mask, method=Codec.analyse)
     return codec.apply({'params': params}, u, method=Codec.quantize).stages  # [K, B, T, d]
 

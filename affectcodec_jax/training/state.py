@@ -7,7 +7,7 @@ import optax
 
 from affectcodec_jax.models.codec import Codec, hop_length
 from affectcodec_jax.models.discriminator import Discriminator
-from affectcodec_jax.models.teacher import teacher_features
+from affectcodec_jax.teachers import encoder_features
 
 
 @struct.dataclass
@@ -66,7 +66,7 @@ def init_params(config, rng):
   return params, discriminator.init(disc_rng, audio)['params']
 
 
-def calibrate(config, params, teacher_params, audio):
+def calibrate(config, params, frozen, audio):
   """Fits the path into the quantiser to a first batch of audio `[batch, samples]`.
 
   The two projections are rescaled so that U has zero mean and unit variance a channel, then the
@@ -74,7 +74,7 @@ def calibrate(config, params, teacher_params, audio):
   this nearly every code would be the same for the first thousand steps.
   """
   codec = make_codec(config)
-  features = teacher_features(teacher_params, audio, config.teacher.dim)
+  features = encoder_features(config, frozen, audio)
   mask = jnp.ones(features.shape[:2], bool)
   u = codec.apply({'params': params}, audio, features, mask, method=Codec.analyse)
   mean, std = u.mean(axis=(0, 1)), u.std(axis=(0, 1)) + 1e-6
@@ -89,13 +89,14 @@ def calibrate(config, params, teacher_params, audio):
   return params
 
 
-def create_state(config, rng, teacher_params, audio) -> TrainState:
-  """State at step 0. `audio` `[batch, samples]` is a first batch, for the quantiser's calibration.
+def create_state(config, rng, frozen, audio) -> TrainState:
+  """State at step 0.
 
+  `frozen` are the emotion networks; `audio` `[batch, samples]` a first batch, for the calibration.
   jit or eval_shape this: it runs the untrained networks once.
   """
   params, disc_params = init_params(config, rng)
-  params = calibrate(config, params, teacher_params, audio)
+  params = calibrate(config, params, frozen, audio)
   return TrainState(
       step=jnp.zeros((), jnp.int32),
       rng=rng,

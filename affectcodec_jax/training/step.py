@@ -1,4 +1,4 @@
-"""One training step, a pure function: (state, teacher, batch) -> (state, metrics).
+"""One training step, a pure function: (state, frozen, batch) -> (state, metrics).
 
 L = L_rec + alpha L_cm + beta L_emo + lambda L_cycle + delta L_mr (AffectCodec, training section).
 The multi-rate term decodes every rate of every clip in one batched decoder call. The clip's own
@@ -11,7 +11,7 @@ import optax
 
 from affectcodec_jax import losses
 from affectcodec_jax.models.codec import Codec
-from affectcodec_jax.models.teacher import teacher_features
+from affectcodec_jax.teachers import encoder_features, teacher_features
 from affectcodec_jax.training.state import (
   TrainState,
   make_codec,
@@ -58,18 +58,19 @@ def _reconstruct(config, codec, params, audio, features, rate):
   return decoded, decoded[rate, jnp.arange(len(audio))], emotion, commitment
 
 
-def generator_loss(params, disc_params, teacher, audio, rate, config, adversarial):
+def generator_loss(params, disc_params, frozen, audio, rate, config, adversarial):
   """Total loss, (each loss by itself, the decoded audio `[B, L]`)."""
   codec, discriminator = make_codec(config), make_discriminator(config)
   weight = config.loss
-  features = teacher_features(teacher, audio, config.teacher.dim)
-  decoded, own, emotion, commitment = _reconstruct(config, codec, params, audio, features, rate)
+  features = teacher_features(config, frozen, audio)
+  heard = encoder_features(config, frozen, audio) if 'student' in frozen else features
+  decoded, own, emotion, commitment = _reconstruct(config, codec, params, audio, heard, rate)
   rates, batch = decoded.shape[:2]
   flat = decoded.reshape(rates * batch, -1)  # [R*B, L]
   targets = losses.mel_targets(audio)
   repeated = [jnp.tile(t, (rates, 1, 1)) for t in targets]
   mel = losses.mel_distance(losses.mel_targets(flat), repeated).reshape(rates, batch)
-  decoded_features = teacher_features(teacher, flat, config.teacher.dim)
+  decoded_features = teacher_features(config, frozen, flat)
   cycle = losses.emotion_cycle(
       decoded_features, jnp.tile(features, (rates, 1, 1))).reshape(rates, batch)
   pick = (rate, jnp.arange(batch)) if weight.multi_rate else (0,)
@@ -95,12 +96,12 @@ def generator_loss(params, disc_params, teacher, audio, rate, config, adversaria
   return total, (parts, own)
 
 
-def train_step(state: TrainState, teacher, batch, *, config, adversarial, axis_name=None):
+def train_step(state: TrainState, frozen, batch, *, config, adversarial, axis_name=None):
   """Updates generator, EMA and (when `adversarial`) discriminator.
 
   Args:
     state: the training state.
-    teacher: frozen teacher parameters.
+    frozen: parameters of the emotion networks (see `teachers`).
     batch: {'audio': `[batch, samples]`} of this device.
     config: the configuration; static.
     adversarial: static; False leaves the discriminator out of the program.
@@ -119,7 +120,7 @@ def train_step(state: TrainState, teacher, batch, *, config, adversarial, axis_n
 
   grad_fn = jax.value_and_grad(generator_loss, has_aux=True)
   (total, (parts, decoded)), grads = grad_fn(
-      state.params, state.disc_params, teacher, audio, rate, config, adversarial)
+      state.params, state.disc_params, frozen, audio, rate, config, adversarial)
   grads = mean(grads)
   metrics = {f'loss/{k}': v for k, v in parts.items()} | {'loss/total': total}
   updates, opt_state = make_optimizer(config, config.train.lr).update(

@@ -1,0 +1,219 @@
+"""Looks into a trained codec's codes, and into the choice of its emotion block.
+
+  python -m affectcodec_jax.analyse leakage --checkpoint RUN [RUN ...] --data MANIFEST --out DIR
+  python -m affectcodec_jax.analyse stages --checkpoint RUN --data MANIFEST --out DIR
+  python -m affectcodec_jax.analyse usage --checkpoint RUN --data MANIFEST --out DIR
+  python -m affectcodec_jax.analyse rate_distortion --data MANIFEST --out DIR
+
+leakage: R^2 of a linear map from a frame's emotion digits to its log-mel spectrum. stages: emotion and
+speaker told from each stage's digits. usage: codes in use, and entropies. rate_distortion: error of the
+teacher's features over dimensions and levels of the emotion block, one small training each. Each writes
+DIR/results.json and DIR/COMMAND.png and prints a table. Needs requirements-eval.txt.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+from affectcodec_jax.errors import UserError, run_command
+
+
+def main(argv=None):
+  """Entry point; returns the exit status."""
+  parser = argparse.ArgumentParser(
+      prog='python -m affectcodec_jax.analyse', description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  commands = parser.add_subparsers(dest='command', required=True)
+  for function in (leakage, stages, usage, rate_distortion):
+    name = function.__name__
+    p = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+    p.set_defaults(function=function)
+    if name != 'rate_distortion':
+      p.add_argument('--checkpoint', required=True, nargs='+' if name == 'leakage' else None,
+                     help='workdir of a training run')
+    p.add_argument('--data', required=True, help='a directory or a .jsonl manifest')
+    p.add_argument('--out', required=True, help=f'folder for results.json and {name}.png')
+    if name in ('leakage', 'usage'):
+      p.add_argument('--split', default='test', help="which split of it (default 'test')")
+    else:
+      p.add_argument('--train-split', default='train', help="what is fitted to (default 'train')")
+      p.add_argument('--test-split', default='test', help="what is scored (default 'test')")
+    limit = 600 if name == 'rate_distortion' else 0
+    p.add_argument('--limit', type=int, default=limit,
+                   help=f'at most so many files of a split, evenly spread; 0 for all (default {limit})')
+  p.add_argument('--config', default='configs/base.py',
+                 help='sizes and teacher; --config.FIELD=VALUE overrides a field')
+  p.add_argument('--dimensions', type=int, nargs='+', default=[1, 2, 3, 4])
+  p.add_argument('--levels', type=int, nargs='+', default=[2, 3, 4])
+  p.add_argument('--num-stages', type=int, default=2, help='K (default 2)')
+  p.add_argument('--steps', type=int, default=500, help='of each training (default 500)')
+  p.add_argument('--batch-size', type=int, default=16, help='windows a step (default 16)')
+  p.add_argument('--seconds', type=float, default=1.0, help='of a window (default 1)')
+  p.add_argument('--seeds', type=int, nargs='+', default=[0], help='each cell is trained with each')
+  args, args.overrides = parser.parse_known_args(argv)
+  wrong = [a for a in args.overrides if args.command != 'rate_distortion' or not a.startswith('--config.')]
+  if wrong:
+    parser.error(f'unrecognized argument {wrong[0]}')
+  return run_command(lambda: _run(args))
+
+
+def _run(args):
+  from affectcodec_jax.analysis import plots
+  from affectcodec_jax.files import make_folder, write_whole
+  plots.require_matplotlib()  # before the long part
+  if args.limit < 0:
+    raise UserError(f'--limit {args.limit}: give the number of files, or 0 for all')
+  out = make_folder(args.out)
+  results, table = args.function(args, out / f'{args.command}.png')
+  write_whole(out / 'results.json', (json.dumps(results, indent=2) + '\n').encode())
+  print('\n'.join(table))
+
+
+def leakage(args, picture):
+  """Cross-stream leakage: log-mels told from emotion digits, runs side by side."""
+  from affectcodec_jax.analysis import codes, plots
+  from affectcodec_jax.analysis.leakage import leakage
+  from affectcodec_jax.api import load
+  runs, names = {}, _names(args.checkpoint)
+  loaded = [load(path) for path in args.checkpoint]
+  levels = [codes.emotion_blocks(c.config.model, path) for c, path in zip(loaded, args.checkpoint)]
+  for name, codec, n in zip(names, loaded, levels):
+    clips = codes.encode_clips(codec, args.data, args.split, args.limit, with_mel=True)
+    runs[name] = _about(codec) | {'files': len(clips)} | leakage(clips, n)
+  plots.plot_leakage(runs, picture)
+  window, hop, bands = codes.MEL
+  r = runs[names[0]]
+  table = [f'R^2 of {bands}-band log10 mel ({window} samples every {hop}), two-fold over speakers; '
+           f'{r["files"]} files, {r["frames"]} frames, {r["speakers"]} speakers',
+           *_table(['run', 'quantiser', 'step', 'emotion digits [95 % over speakers]', 'frames shuffled',
+                    'acoustic digits'],
+                   [[name, r['quantizer'], r['step'], _interval(r['emotion'], 4),
+                     f'{r["shuffled"]["mean"]:.4f}', _interval(r['acoustic'], 4)]
+                    for name, r in runs.items()])]
+  return {'split': args.split, 'mel': {'window': window, 'hop': hop, 'bands': bands}, 'runs': runs}, table
+
+
+def stages(args, picture):
+  """Linear probes for emotion and for speaker on each stage's digits."""
+  from affectcodec_jax.analysis import codes, plots, probes
+  from affectcodec_jax.analysis.stages import KINDS, stage_probes
+  from affectcodec_jax.api import load
+  probes.require_sklearn()
+  codec = load(args.checkpoint)
+  levels = codes.emotion_blocks(codec.config.model, args.checkpoint)
+  train, test = (codes.encode_clips(codec, args.data, split, args.limit)
+                 for split in (args.train_split, args.test_split))
+  results = stage_probes(train, test, levels)
+  plots.plot_stages(results, picture)
+  table = []
+  for task, scores in results.items():
+    for what, stage in (('alone', 'stage'), ('up_to', 'stages 1 to')):
+      table += [f'{task}: mean recall [95 % over speakers], {scores["files"]} files, chance '
+                f'{scores["chance"]:.3f}',
+                *_table([stage, *(plots.NAMES[kind] for kind in KINDS)],
+                        [[k + 1, *(_interval(scores[kind][what][k], 3) for kind in KINDS)]
+                         for k in range(codec.config.model.num_stages)])]
+  about = _about(codec) | {'train_split': args.train_split, 'test_split': args.test_split,
+                           'C': probes.LOGISTIC_C}
+  return about | results, table
+
+
+def usage(args, picture):
+  """Codes in use and entropies of each stage and block."""
+  from affectcodec_jax.analysis import codes, plots
+  from affectcodec_jax.analysis.usage import usage
+  from affectcodec_jax.api import load
+  codec = load(args.checkpoint)
+  clips = codes.encode_clips(codec, args.data, args.split, args.limit)
+  results = usage([c.codes for c in clips], codes.block_levels(codec.config.model))
+  plots.plot_usage(results, picture)
+  rows = [[k + 1, block, f'{s["used"]} of {s["possible"]}', f'{s["bits"]:.3f}',
+           f'{s["corrected_bits"]:.3f}', f'{s["nominal_bits"]:.3f}', f'{100 * s["fraction"]:.1f} %',
+           f'{s["conditional_bits"]:.3f}' if 'conditional_bits' in s else '',
+           ' '.join(f'{b:.2f}' for b in s['dimension_bits'])]
+          for k, stage in enumerate(results['stages']) for block, s in stage.items()]
+  rates = results['bits_per_second']
+  given = (f'; emotion codes given the frame before {rates["ideal_conditional"]:.0f}'
+           if 'emotion' in results['stages'][0] else '')
+  table = [f'{len(clips)} files, {results["frames"]} frames; bits a frame',
+           *_table(['stage', 'block', 'codes used', 'entropy', 'corrected', 'nominal', 'of nominal',
+                    'given frame before', 'of each dimension'], rows),
+           f'bits a second: nominal {rates["nominal"]:.0f}; each stage and block in its entropy '
+           f'{rates["ideal"]:.0f}{given}']
+  return _about(codec) | {'split': args.split, 'files': len(clips)} | results, table
+
+
+def rate_distortion(args, picture):
+  """Error of the teacher's features over dimensions and levels of the emotion block."""
+  import numpy as np
+  import tqdm
+
+  from affectcodec_jax import weights
+  from affectcodec_jax.analysis import plots
+  from affectcodec_jax.analysis import rate_distortion as rd
+  from affectcodec_jax.api import use_compilation_cache
+  from affectcodec_jax.config import parse_args, validate
+  frames = int(args.seconds * 50)
+  if min(args.steps, args.batch_size, args.num_stages, frames, *args.dimensions) < 1:
+    raise UserError('--steps, --batch-size, --num-stages and --dimensions must be at least 1, '
+                    '--seconds 0.02')
+  if min(args.levels) < 2 or min(args.seeds) < 0:
+    raise UserError('--levels must be at least 2 and --seeds not negative')
+  config, _ = parse_args(['analyse', f'--config={args.config}', *args.overrides], __doc__)
+  validate(config)
+  use_compilation_cache()
+  frozen = {'teacher': weights.load_teacher(config, config.teacher.path)}
+  train, test = (rd.load_features(config, frozen, args.data, split, args.limit)
+                 for split in (args.train_split, args.test_split))
+  rd.windows(train, frames)  # says so where every file is too short
+  held_out = rd.windows(test, frames)
+  cells = []
+  for d, n in tqdm.tqdm([(d, n) for n in args.levels for d in args.dimensions], unit='cell'):
+    errors = [rd.train_cell(config.model, (n,) * d, args.num_stages, train, held_out, steps=args.steps,
+                            batch_size=args.batch_size, seed=seed) for seed in args.seeds]
+    cells.append({'dimensions': d, 'levels': n, 'bits': rd.bits_per_frame((n,) * d, args.num_stages),
+                  'error': float(np.mean(errors)), 'errors': errors})
+  cells.sort(key=lambda c: (c['bits'], c['error']))
+  bits, errors = [c['bits'] for c in cells], [c['error'] for c in cells]
+  results = {k: getattr(args, k) for k in ('num_stages', 'steps', 'batch_size', 'seconds', 'seeds')}
+  results |= {'teacher': config.teacher.kind, 'train_files': len(train), 'test_files': len(test),
+              'test_frames': int(len(held_out) * frames), 'cells': cells,
+              'hull': rd.lower_hull(bits, errors), 'knee': rd.knee(bits, errors)}
+  plots.plot_rate_distortion(results, picture)
+  return results, [
+      f'{args.num_stages} stages, {args.steps} steps a cell, seeds {args.seeds}; '
+      f'{results["test_frames"]} held-out frames of {len(test)} files',
+      *_table(['bits a frame', 'dimensions', 'levels', 'error / variance', ''],
+              [[f'{c["bits"]:.2f}', c['dimensions'], c['levels'], f'{c["error"]:.4f}',
+                'knee' if i == results['knee'] else 'hull' if i in results['hull'] else '']
+               for i, c in enumerate(cells)])]
+
+
+def _about(codec):
+  return {'quantizer': codec.config.model.quantizer, 'step': codec.step,
+          'fingerprint': codec.fingerprint.hex()}
+
+
+def _names(paths):
+  """Short names of runs: their paths from the folder that they share."""
+  paths = [os.path.abspath(p) for p in paths]
+  if len(set(paths)) < len(paths):
+    raise UserError('--checkpoint names a run twice')
+  root = os.path.commonpath([os.path.dirname(p) for p in paths])
+  return [os.path.relpath(p, root) for p in paths]
+
+
+def _interval(score, digits):
+  return f'{score["mean"]:.{digits}f} [{score["low"]:.{digits}f}, {score["high"]:.{digits}f}]'
+
+
+def _table(headings, rows):
+  """Lines of text, columns aligned."""
+  rows = [[str(cell) for cell in row] for row in (headings, *rows)]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+if __name__ == '__main__':
+  sys.exit(main())

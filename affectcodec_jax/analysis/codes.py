@@ -1,0 +1,125 @@
+"""What a trained codec says of files: its codes by block, with log-mels and labels beside them."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+
+from affectcodec_jax.audio import level_gain
+from affectcodec_jax.data.folder import FolderSource
+from affectcodec_jax.errors import UserError
+from affectcodec_jax.models import fsq
+from affectcodec_jax.models.codec import bits_per_stage
+from affectcodec_jax.spectral import log_mel
+
+HOP = 320
+# Window, hop, bands: 60 ms around each codec frame of 20 ms. A window must be a multiple of the hop.
+MEL = (960, HOP, 80)
+
+
+class Clip(NamedTuple):
+  """One file.
+
+  Attributes:
+    codes: composite indices, `[frames, K]` int32.
+    mel: log10 mel magnitudes of the original at the codec's level, `[frames, 80]`, or None.
+    emotion: index in `EMOTIONS`, -1 where unknown.
+    speaker: who speaks; the file's own name where that is not known.
+    corpus: where it comes from, '' where unknown.
+    name: the file.
+  """
+
+  codes: np.ndarray
+  mel: np.ndarray | None
+  emotion: int
+  speaker: str
+  corpus: str
+  name: str
+
+
+def read_items(data, split, limit=0):
+  """Yields the readable items of a split, at most `limit`, evenly spread, with a progress bar.
+
+  Raises:
+    UserError: no such split, or nothing in it could be read.
+  """
+  source = FolderSource(data, split)
+  count = min(limit or len(source), len(source))
+  found = False
+  for i in tqdm.tqdm(np.linspace(0, len(source) - 1, count).astype(int), desc=str(split), unit='file',
+                     smoothing=0):
+    item = source[i]
+    if item is not None:
+      found = True
+      yield item
+  if not found:
+    raise UserError(f'{data}: no file of split {split} could be read')
+
+
+def encode_clips(codec, data, split, limit=0, with_mel=False):
+  """Encodes the files of a split at the highest rate: a list of `Clip`."""
+  return [Clip(np.asarray(codec.encode(item['audio'], codec.sample_rate).codes),
+               frame_mels(item['audio']) if with_mel else None, item['emotion'],
+               item['speaker'] or item['name'], item['corpus'], item['name'])
+          for item in read_items(data, split, limit)]
+
+
+def levelled(audio, multiple=50):
+  """`[samples]` as the codec hears it: at its level, zeros up to a multiple of so many frames.
+
+  There are few such lengths, so there is little to compile. Returns the longer audio and the number of
+  frames that were there before.
+  """
+  frames = -(-len(audio) // HOP)
+  padded = np.zeros(-(-frames // multiple) * multiple * HOP, np.float32)
+  padded[:len(audio)] = audio * 10 ** (level_gain(audio) / 20)
+  return padded, frames
+
+
+_log_mel = jax.jit(functools.partial(log_mel, window=MEL[0], hop=MEL[1], num_mels=MEL[2]))
+
+
+def frame_mels(audio):
+  """Log10 mel magnitudes of `[samples]` at the codec's frames, `[frames, 80]` float32."""
+  padded, frames = levelled(audio)
+  return np.asarray(_log_mel(padded))[:frames]
+
+
+def block_levels(model):
+  """{block: its FSQ levels} in the order of the composite index; RVQ is one block of one number.
+
+  Of a quantiser with full projections 'emotion' names the digits at the same places.
+  """
+  if model.quantizer == 'rvq':
+    return {'code': (2 ** bits_per_stage(model),)}
+  return {'emotion': tuple(model.emotion_levels), 'acoustic': tuple(model.acoustic_levels)}
+
+
+def emotion_blocks(model, path):
+  """`block_levels` of a model that has emotion digits.
+
+  Raises:
+    UserError: it has none.
+  """
+  levels = block_levels(model)
+  if 'emotion' not in levels:
+    raise UserError(f"{path}: the codes of quantiser '{model.quantizer}' have no emotion digits; give a "
+                    'run of bd_rfsq or full_rfsq')
+  return levels
+
+
+def split_blocks(codes, levels):
+  """Composite indices `[...]` to those of each block, {block: `[...]`}."""
+  parts = {}
+  for block, n in levels.items():
+    codes, parts[block] = np.divmod(codes, math.prod(n))
+  return parts
+
+
+def block_digits(codes, levels):
+  """Composite indices `[...]` to the digits of each block, {block: `[..., f]`}."""
+  return {block: fsq.index_to_digits(part, levels[block])
+          for block, part in split_blocks(codes, levels).items()}

@@ -1,0 +1,32 @@
+"""The paper's ablation, one step at a time: `--config configs/ablation.py:NAME` for a NAME of VARIANTS.
+
+  python -m affectcodec_jax.ablate --data SPEECH/manifest.jsonl --out runs/ablation
+
+trains all of them for the same number of steps and scores them side by side. The lite backbone,
+without the adversarial loss: what differs is what the variant names.
+"""
+
+from configs.lite import get_config as lite_config
+
+VARIANTS = {  # each differs from the one before it by what its name says
+    'rvq': {'quantizer': 'rvq', 'multi_rate': 0.0, 'conditioning': False},
+    'full_rfsq': {'quantizer': 'full_rfsq', 'multi_rate': 0.0, 'conditioning': False},
+    'bd_rfsq': {'quantizer': 'bd_rfsq', 'multi_rate': 0.0, 'conditioning': False},
+    'multi_rate': {'quantizer': 'bd_rfsq', 'multi_rate': 1.0, 'conditioning': False},
+    'cem': {'quantizer': 'bd_rfsq', 'multi_rate': 1.0, 'conditioning': True},
+}
+
+
+def get_config(variant='cem'):
+  """Returns the configuration of one variant."""
+  c = lite_config()
+  v = VARIANTS[variant]
+  c.model.quantizer = v['quantizer']
+  c.model.conditioning = v['conditioning']
+  c.loss.multi_rate = v['multi_rate']
+  c.loss.adversarial = 0.0
+  c.train.steps = 1000
+  c.train.keep_checkpoints = 1
+  c.train.log_every = 20
+  c.train.num_samples = 1
+  return c
