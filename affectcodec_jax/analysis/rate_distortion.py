@@ -23,8 +23,9 @@ from affectcodec_jax.models.layers import Conv
 from affectcodec_jax.teachers import teacher_features
 
 # Of the commitment, beside the features' mean squared error. The codec's weights balance other losses: with
-# them a training this short is over before the features are learned.
-COMMITMENT = 0.25
+# them a training this short is over before the features are learned, and with 0.25 a block of one bit
+# settles on a single code.
+COMMITMENT = 0.05
 
 
 class EmotionPath(nn.Module):
