@@ -30,7 +30,9 @@ def main(argv=None):
   parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
   parser.add_argument('--steps', type=int, default=1000, help='of each run')
   parser.add_argument('--data', required=True, help='a .jsonl manifest')
-  parser.add_argument('--svm', help='folder that python -m affectcodec_jax.judges wrote')
+  parser.add_argument('--metrics', nargs='+', default=['quick'], help="of evaluate (default 'quick')")
+  parser.add_argument('--svm', 
+                      help='folder of python -m affectcodec_jax.judges, for the packaged machine')
   parser.add_argument('--limit', type=int, default=240, help='test files to score; 0 for all')
   parser.add_argument('--jobs', type=int, default=1, help='runs at a time, sharing the processors')
   parser.add_argument('--out', required=True)
@@ -40,7 +42,7 @@ def main(argv=None):
 
 def ablate(args):
   """Runs what is not yet there, then writes the tables."""
-  from affectcodec_jax.files import make_folder, write_whole
+  from affectcodec_jax.files import make_folder, write_json, write_whole
   if min(args.steps, args.jobs) < 1:
     raise UserError('--steps and --jobs must be at least 1')
   out = make_folder(args.out)
@@ -67,7 +69,7 @@ def ablate(args):
   results = {variant: {seed: json.loads((out / variant / str(seed) / 'test' / 'results.json').read_text())
                        for seed in args.seeds} for variant in args.variants}
   summary = {'steps': args.steps, 'limit': args.limit, 'variants': results}
-  write_whole(out / 'results.json', (json.dumps(summary, indent=2) + '\n').encode())
+  write_json(out / 'results.json', summary)
   table = make_table(results)
   write_whole(out / 'table.md', (table + '\n').encode())
   print(table)
@@ -87,7 +89,8 @@ def _run_one(args, variant, seed, workdir):
            f'--config.seed={seed}', f'--config.train.steps={args.steps}',
            f'--config.data.path={args.data}']
   score = ['evaluate', '--checkpoint', workdir, '--data', args.data, '--split', 'test', '--labelled',
-           '--limit', str(args.limit), '--out', workdir / 'test']
+           '--limit', str(args.limit), '--out', workdir / 'test', '--metrics', *args.metrics,
+           '--peers', 'none', '--jobs', '1', '--no-report']
   if args.svm:
     score += ['--svm', args.svm]
   done = workdir / 'test' / 'results.json'
@@ -106,59 +109,61 @@ def _run_one(args, variant, seed, workdir):
   return None
 
 
+def rates(results):
+  """The codec's rates in kbit/s."""
+  first = next(iter(next(iter(results.values())).values()))
+  return [r['kbps'] for r in first['systems'].values() if r['system'] == 'affectcodec']
+
+
 def value(result, kbps, metric):
   """A run's mean of a metric at a rate; NaN where it was not measured."""
-  m = result['rates'][kbps].get(metric)
+  m = result['systems'][f'affectcodec {kbps:g}']['scores'].get(metric)
   return m['mean'] if m else float('nan')
 
 
 def columns(results):
   """{heading: (metric, digits)}: emotion by each judge that there was, then sound."""
-  first = next(iter(next(iter(results.values())).values()))
-  judges = [k.removesuffix('_macro') for k in next(iter(first['rates'].values())) if k.endswith('_macro')]
+  judges = next(iter(next(iter(results.values())).values()))['judges']
   return ({f'MEDR % ({j})': (f'{j}_macro', 1) for j in judges}
           | {f'agreement ({j})': (f'{j}_agreement', 3) for j in judges}
           | {f'variation ({j})': (f'{j}_variation', 3) for j in judges}
-          | {'STOI': ('stoi', 3), 'mel distance': ('mel', 4)})
+          | {'F0 correlation': ('f0_correlation', 3), 'STOI': ('stoi', 3), 'mel distance': ('mel', 3)})
 
 
 def make_table(results):
   """A Markdown table: a row a rate and variant, mean over seeds and half the range between them."""
   metrics = columns(results)
   lines = ['| kbps | variant | ' + ' | '.join(metrics) + ' |', '|---' * (2 + len(metrics)) + '|']
-  rates = next(iter(next(iter(results.values())).values()))['rates']
-  for kbps in rates:
+  for kbps in rates(results):
     for variant, runs in results.items():
       cells = []
       for metric, digits in metrics.values():
         seen = [value(r, kbps, metric) for r in runs.values()]
         spread = f' ± {(max(seen) - min(seen)) / 2:.{digits}f}' if len(seen) > 1 else ''
         cells.append(f'{sum(seen) / len(seen):.{digits}f}{spread}')
-      lines.append(f'| {kbps} | {variant} | ' + ' | '.join(cells) + ' |')
+      lines.append(f'| {kbps:g} | {variant} | ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
 
 
 def _plot(results, path):
+  from affectcodec_jax.analysis.plots import require_matplotlib
   try:
-    import matplotlib
-  except ImportError:
-    print('no plot: matplotlib is not installed; pip install -r requirements-eval.txt')
+    plt = require_matplotlib()
+  except UserError as e:
+    print(f'no plot: {e}')
     return
-  matplotlib.use('Agg')
-  import matplotlib.pyplot as plt
   metrics = columns(results)
   shown = [c for c in metrics if c.startswith(('MEDR', 'variation (network)', 'STOI', 'mel'))]
   figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.6), constrained_layout=True)
   for axis, column in zip(axes, shown):
     for variant, runs in results.items():
-      rates = list(next(iter(runs.values()))['rates'])
-      seen = [[value(r, kbps, metrics[column][0]) for kbps in rates] for r in runs.values()]
+      seen = [[value(r, kbps, metrics[column][0]) for kbps in rates(results)] for r in runs.values()]
       means = [sum(v) / len(v) for v in zip(*seen)]
       spread = [(max(v) - min(v)) / 2 for v in zip(*seen)]
-      axis.errorbar([float(k) for k in rates], means, yerr=spread, marker='o', capsize=3, label=variant)
+      axis.errorbar(rates(results), means, yerr=spread, marker='o', capsize=3, label=variant)
     axis.set_title(column)
     axis.set_xscale('log', base=2)
-    axis.set_xticks([float(k) for k in rates], rates)
+    axis.set_xticks(rates(results), [f'{k:g}' for k in rates(results)])
     axis.minorticks_off()
     axis.set_xlabel('kbps')
     axis.grid(alpha=0.3)

@@ -12,7 +12,6 @@ DIR/results.json and DIR/COMMAND.png and prints a table. Needs requirements-eval
 """
 
 import argparse
-import json
 import os
 import sys
 
@@ -60,13 +59,13 @@ def main(argv=None):
 
 def _run(args):
   from affectcodec_jax.analysis import plots
-  from affectcodec_jax.files import make_folder, write_whole
+  from affectcodec_jax.files import make_folder, write_json
   plots.require_matplotlib()  # before the long part
   if args.limit < 0:
     raise UserError(f'--limit {args.limit}: give the number of files, or 0 for all')
   out = make_folder(args.out)
   results, table = args.function(args, out / f'{args.command}.png')
-  write_whole(out / 'results.json', (json.dumps(results, indent=2) + '\n').encode())
+  write_json(out / 'results.json', results)
   print('\n'.join(table))
 
 

@@ -160,6 +160,18 @@ class Pretrained:
     decoded = np.asarray(self._synthesise(self.params, jnp.asarray(padded), mask))[0, :samples]
     return decoded / np.float32(10 ** (gain / 20))
 
+  def working_memory(self, seconds):
+    """Bytes besides weights that XLA reserves to encode and to decode so many seconds, by name."""
+    frames = _bucket(math.ceil(seconds * self.sample_rate / self.hop_length))
+    audio = jax.ShapeDtypeStruct((1, frames * self.hop_length), jnp.float32)
+    codes = jax.ShapeDtypeStruct((1, frames, self.config.model.num_stages), jnp.int32)
+    programs = {
+        'encode': self._analyse.lower(self.params, self.frozen, audio,
+                                      jax.ShapeDtypeStruct((1, frames), bool)),
+        'decode': self._synthesise.lower(self.params, codes,
+                                         jax.ShapeDtypeStruct((1, frames), jnp.float32))}
+    return {name: p.compile().memory_analysis().temp_size_in_bytes for name, p in programs.items()}
+
 
 def _bucket(frames):
   """Frames to compute for `frames`: a multiple of 50 and, from 400 on, at most a quarter more.

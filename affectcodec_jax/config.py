@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from affectcodec_jax.errors import UserError
-from affectcodec_jax.files import write_whole
+from affectcodec_jax.files import write_json
 from affectcodec_jax.models.codec import bits_per_stage, hop_length
 from affectcodec_jax.teachers import EMOTION2VEC, KINDS
 
@@ -139,7 +139,7 @@ def crop_samples(config):
 
 def save_config(path, config):
   """Writes the resolved configuration as JSON; the file appears whole or not at all."""
-  write_whole(path, (json.dumps(json.loads(config.to_json()), indent=2) + '\n').encode())
+  write_json(path, json.loads(config.to_json()))
 
 
 def load_config(path):

@@ -7,7 +7,6 @@ Any teacher will do (`teacher.kind`, `teacher.path`). Writes WORKDIR/student.saf
 `teacher.student` of a codec's configuration, WORKDIR/metrics.jsonl and WORKDIR/results.json.
 """
 
-import json
 import sys
 
 from affectcodec_jax.errors import UserError, run_command
@@ -39,7 +38,7 @@ def distil(config, workdir):
   from affectcodec_jax.api import use_compilation_cache
   from affectcodec_jax.config import crop_samples, save_config
   from affectcodec_jax.data import pipeline
-  from affectcodec_jax.files import make_folder
+  from affectcodec_jax.files import make_folder, write_json
   from affectcodec_jax.models.teacher import Student
   from affectcodec_jax.teachers import teacher_features
   from affectcodec_jax.training.fit import fit
@@ -73,7 +72,7 @@ def distil(config, workdir):
   results = {'parameters': sum(x.size for x in jax.tree.leaves(params)),
              'teacher_parameters': sum(x.size for x in jax.tree.leaves(frozen['teacher'])),
              'split': c.eval_split} | evaluate_student(config, frozen, held_out)
-  (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+  write_json(workdir / 'results.json', results)
   print(f'on {c.eval_split}: {results["explained"]:.3f} of the variance of the features, cosine '
         f'{results["cosine"]:.3f}')
   print(f'student: {workdir}/student.safetensors')

@@ -1,5 +1,6 @@
 """The one exception a user is meant to read, and how commands show it."""
 
+import importlib
 import logging
 import sys
 
@@ -19,3 +20,15 @@ def run_command(command):
   except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
     print(f'error: {e}', file=sys.stderr)
     return 2
+
+
+def require_extra(module, package=None):
+  """Imports and returns a module that only evaluation needs; `package` where it has another name.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  try:
+    return importlib.import_module(module)
+  except ImportError as e:
+    raise UserError(f'{package or module} is not installed; pip install -r requirements-eval.txt') from e

@@ -1,17 +1,17 @@
-"""Scores a trained codec on held-out files at every rate: mel distance, STOI and emotion.
+"""Scores a codec on a set of files at every rate, beside other codecs on the same files.
 
   python -m affectcodec_jax.evaluate --checkpoint runs/speech --data SPEECH/manifest.jsonl \
       --split test --out runs/speech/test
 
-Each file is encoded once, at the highest rate, and decoded from every prefix of its tokens. Writes
-OUT/files.csv (one row a file and rate) and OUT/results.json (means and 95 % bootstrap intervals over
-speakers), and prints the table. Emotion is judged by a packaged network and, with --svm, by the machine
-that python -m affectcodec_jax.judges made. STOI needs requirements-eval.txt; without it that column is
-empty.
+Each file is brought to the codec's level, encoded once and decoded from every prefix of its tokens; so do
+the peers at their rates. Writes OUT/results.json (means, 95 % bootstrap intervals over speakers),
+OUT/files.csv (one row a file and system) and OUT/report.html, a page that needs nothing else. Scores are
+kept: the same command goes on where it stopped, and peers are not measured again for the next checkpoint.
+Packages of requirements-eval.txt that are not installed are reported as absent.
 """
 
 import argparse
-import json
+import os
 import sys
 
 from affectcodec_jax.errors import UserError, run_command
@@ -22,72 +22,188 @@ def main(argv=None):
   parser = argparse.ArgumentParser(
       prog='python -m affectcodec_jax.evaluate', description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--checkpoint', required=True, help='workdir of a training run')
+  parser.add_argument('--checkpoint', default='', help='workdir of a training run; without it, peers alone')
   parser.add_argument('--data', required=True, help='a directory or a .jsonl manifest')
   parser.add_argument('--split', default='test', help="which split of it (default 'test')")
   parser.add_argument('--limit', type=int, default=0, help='at most so many files, evenly spread')
   parser.add_argument('--labelled', action='store_true', help='only files with a known emotion')
-  parser.add_argument('--svm', help='folder that python -m affectcodec_jax.judges wrote')
-  parser.add_argument('--out', required=True, help='folder for files.csv and results.json')
+  parser.add_argument('--metrics', nargs='+', default=['all'],
+                      help="'all', 'quick' (without the two slowest), or names (see docs/evaluation.md)")
+  parser.add_argument('--peers', nargs='+', default=['opus', 'codec2', 'amrwb', 'speex'],
+                      help="codecs to compare with, neural ones as MODEL@KBPS,KBPS; 'none' for none")
+  parser.add_argument('--classifier', nargs='+', default=[], metavar='MODEL',
+                      help='emotion classifiers or valence/arousal/dominance regressors for transformers')
+  parser.add_argument('--svm', 
+                      help='folder of python -m affectcodec_jax.judges, for the packaged machine')
+  parser.add_argument('--jobs', type=int, default=len(os.sched_getaffinity(0)), help='processes')
+  parser.add_argument('--clips', type=int, default=4, help='files to hear and see in the report')
+  parser.add_argument('--no-report', action='store_true', help='leave report.html out')
+  parser.add_argument('--cache', help="folder of scores (default: the user's cache folder)")
+  parser.add_argument('--out', required=True, help='folder for the results')
   args = parser.parse_args(argv)
   return run_command(lambda: evaluate(args))
 
 
 def evaluate(args):
   """Scores the files and writes the results."""
-  import csv
+  import functools
 
-  import numpy as np
   import tqdm
 
-  from affectcodec_jax import judges, scores
-  from affectcodec_jax.api import load
+  from affectcodec_jax import judges
   from affectcodec_jax.data.folder import FolderSource
-  from affectcodec_jax.files import make_folder
+  from affectcodec_jax.evaluation import facts, scoring, summary
+  from affectcodec_jax.files import make_folder, write_json
 
-  if args.limit < 0:
-    raise UserError(f'--limit {args.limit}: give the number of files, or 0 for all')
-  out = make_folder(args.out)
-  codec = load(args.checkpoint)
+  if args.limit < 0 or args.jobs < 1 or args.clips < 0:
+    raise UserError('--limit and --clips must be at least 0, --jobs at least 1')
+  out, cache = make_folder(args.out), make_folder(args.cache or default_cache())
+  metrics, absent = choose_metrics(args.metrics)
+  models = {name: model_version(name) for name in args.classifier}
+  svm = None
+  if 'egemaps' in metrics:
+    try:
+      svm = judges.svm_posteriors(args.svm or judges.PRETRAINED)
+    except UserError as e:
+      absent['svm'] = str(e)
+  if args.svm and not svm:
+    raise UserError('--svm needs ' + absent.get('svm', 'metric egemaps'))
+  peers = [] if args.peers == ['none'] else args.peers
+  systems, codec, no_peers = scoring.make_systems(args.checkpoint, peers)
+  absent |= no_peers
+  if len(systems) == 1:
+    raise UserError('nothing to score: give --checkpoint, or --peers that are installed')
+  for name, why in absent.items():
+    print(f'{name}: absent ({why})', file=sys.stderr)
   source = FolderSource(args.data, args.split)
-  stoi = scores.find_stoi()
-  judge = {'network': judges.network_judge()}
-  if args.svm:
-    judge['svm'] = judges.svm_judge(args.svm)
+  chosen = choose_files(source, args)
+
+  items = (item for item in map(source.__getitem__, chosen) if item is not None)
+  rows, signal = [], []
+  scored = scoring.score_files(items, args.checkpoint, peers, metrics, models, cache, args.jobs)
+  for item, records in tqdm.tqdm(scored, total=len(chosen), unit='file', smoothing=0):
+    rows += summary.make_rows(item, records)
+    if sum(map(len, signal)) < facts.SECONDS * 16000:
+      signal.append(scoring.levelled(item['audio']))
+  if not rows:
+    raise UserError(f'{args.data}: no file of it could be read')
+  heard = [name for name in ('network', *models) if any(r.get(name) is not None for r in rows)]
+  heard = summary.add_judgements(rows, heard, svm)
+  signal = facts.test_signal(signal)
+  results = {
+      'checkpoint': str(args.checkpoint), 'step': codec.step if codec else None, 'split': args.split,
+      'files': len({r['file'] for r in rows}), 'speakers': len({r['speaker'] or r['file'] for r in rows}),
+      'seconds': sum(r['seconds'] for r in rows if r['system'] == 'original'),
+      'skipped': source.skipped, 'judges': heard, 'metrics': metrics | models, 'absent': absent,
+      'systems': summary.summarise(rows, heard)}
+  for system in systems[1:]:
+    factor = facts.real_time_factor(functools.partial(system.run, signal), len(signal) / 16000, times=3)
+    results['systems'][system.label]['encode_and_decode'] = factor
+  if codec:
+    top = max((s for s in systems if s.name == 'affectcodec'), key=lambda s: s.kbps).label
+    results['codec'] = facts.codec_facts(
+        codec, signal, [r['codes'] for r in rows if r['label'] == top and r['codes']])
+  write_rows(out / 'files.csv', rows)
+  write_json(out / 'results.json', results)
+  print(overview(results))
+  if not args.no_report:
+    from affectcodec_jax.evaluation import report
+    try:
+      report.write_report(out / 'report.html', results, rows, systems, source, args.clips)
+      print(f'report: {out / "report.html"}')
+    except UserError as e:
+      print(f'no report: {e}', file=sys.stderr)
+
+
+def default_cache():
+  """Where scores are kept: in the user's cache folder."""
+  root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return os.path.join(root, 'affectcodec_jax', 'scores')
+
+
+def choose_metrics(names):
+  """({name: version}, {name: why it is absent}) of 'all', 'quick' or names.
+
+  Raises:
+    UserError: no such metric, or one asked for by its name is not installed.
+  """
+  from affectcodec_jax.evaluation.metrics import METRICS, version
+  every = {'all': list(METRICS), 'quick': [k for k, m in METRICS.items() if m.quick]}
+  named = names[0] not in every
+  chosen = list(names) if named else every[names[0]]
+  versions, absent = {}, {}
+  for name in chosen:
+    if name not in METRICS:
+      raise UserError(f"no metric '{name}'; there are {', '.join(METRICS)}")
+    try:
+      versions[name] = version(METRICS[name])
+    except UserError as e:
+      if named:
+        raise
+      absent[name] = str(e)
+  return versions, absent
+
+
+def model_version(name):
+  """What tells whether a user's model is still the one that judged: its folder's newest file.
+
+  Raises:
+    UserError: it does not load.
+  """
+  import pathlib
+
+  from affectcodec_jax.evaluation.classifiers import hugging_face
+  hugging_face(name)  # now, not after an hour
+  files = [p for p in pathlib.Path(name).rglob('*') if p.is_file()] if pathlib.Path(name).is_dir() else []
+  return f'{name} {max((int(p.stat().st_mtime) for p in files), default="")}'.strip()
+
+
+def choose_files(source, args):
+  """Numbers of the files to score, evenly spread over the split."""
+  import numpy as np
   wanted = [i for i in range(len(source)) if not args.labelled or source.emotion(i) >= 0]
   if not wanted:
     raise UserError(f'{args.data}: no file of split {args.split} has a known emotion')
   count = min(args.limit or len(wanted), len(wanted))
-  rows = []
-  for at in tqdm.tqdm(np.linspace(0, len(wanted) - 1, count).astype(int), unit='file', smoothing=0):
-    item = source[wanted[at]]
-    if item is None:
-      continue
-    tokens = codec.encode(item['audio'], codec.sample_rate)
-    original = {name: f(item['audio']) for name, f in judge.items()}
-    for stages in codec.config.rates:
-      kbps = codec.stage_kbps * stages
-      decoded = codec.decode(tokens, kbps)
-      row = {'file': item['name'], 'speaker': item['speaker'], 'emotion': item['emotion'], 'kbps': kbps,
-             'mel': scores.mel_distance(item['audio'], decoded),
-             'stoi': stoi(item['audio'], decoded) if stoi else None}
-      for name, f in judge.items():
-        row |= {f'{name}_{k}': v for k, v in scores.emotion_scores(original[name], f(decoded)).items()}
-      rows.append(row)
-  if not rows:
-    raise UserError(f'{args.data}: no file of it could be read')
-  summary = {'checkpoint': str(args.checkpoint), 'step': codec.step, 'split': args.split,
-             'files': len({r['file'] for r in rows}), 'rates': scores.summarise(rows, list(judge))}
-  with open(out / 'files.csv', 'w', newline='') as f:
-    writer = csv.DictWriter(f, rows[0].keys())
-    writer.writeheader()
-    writer.writerows(rows)
-  (out / 'results.json').write_text(json.dumps(summary, indent=2) + '\n')
-  print(f'{summary["files"]} files, step {codec.step}; mean [95 % interval over speakers]')
-  for kbps, metrics in summary['rates'].items():
-    print(f'{kbps:>4} kbps  ' + '  '.join(
-        f'{name} ' + (f'{m["mean"]:.4f} [{m["low"]:.4f}, {m["high"]:.4f}]' if m else 'absent')
-        for name, m in metrics.items()))
+  return [wanted[i] for i in np.linspace(0, len(wanted) - 1, count).astype(int)]
+
+
+def write_rows(path, rows):
+  """The scalar scores of every file and system as CSV."""
+  import csv
+  import io
+
+  from affectcodec_jax.emotions import EMOTIONS
+  from affectcodec_jax.files import write_whole
+  kept = [k for k in dict.fromkeys(k for r in rows for k in r)
+          if k not in ('problems', 'codes') and not any(isinstance(r.get(k), list) for r in rows)]
+  text = io.StringIO()
+  writer = csv.DictWriter(text, kept, extrasaction='ignore')
+  writer.writeheader()
+  for row in rows:
+    names = {k: EMOTIONS[v] if v >= 0 else '' for k, v in row.items()
+             if k == 'emotion' or (k.endswith('_heard') and len(row[k[:-6]]) == len(EMOTIONS))}
+    writer.writerow(row | names)
+  write_whole(path, text.getvalue().encode())
+
+
+def overview(results):
+  """The table that the command prints: a line a system."""
+  shown = {'measured': 'kbps', **{f'{j}_macro': f'MEDR {j}' for j in results['judges']},
+           'network_agreement': 'agree', 'f0_correlation': 'F0 corr', 'pesq': 'PESQ', 'estoi': 'ESTOI',
+           'visqol': 'ViSQOL', 'distillmos': 'DMOS', 'mel': 'mel', 'speaker_resemblyzer': 'speaker',
+           'wer': 'WER'}
+  lines = [f'{results["files"]} files of {results["speakers"]} speakers; means, intervals in results.json',
+           f'{"":18}' + ''.join(f'{h:>14}' for h in shown.values())]
+  for label, r in results['systems'].items():
+    cells = [f'{r["measured_kbps"]:.2f}' if r['measured_kbps'] else '']
+    for name in list(shown)[1:]:
+      score = r['scores'].get(name)
+      cells.append(f'{score["mean"]:.3f}' if score else 'absent')
+    lines.append(f'{label:18}' + ''.join(f'{c:>14}' for c in cells))
+  problems = {f'{label}, {metric}: {p["count"]} files not scored, first {p["first"]}'
+              for label, r in results['systems'].items() for metric, p in r['problems'].items()}
+  return '\n'.join([*lines, *sorted(problems)])
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """Folders for results, and files that appear whole or not at all."""
 
+import json
 import os
 import pathlib
 import tempfile
@@ -41,3 +42,8 @@ def write_whole(path, data: bytes):
       os.unlink(temporary)
     except OSError:
       pass  # moved into place, or never made: a folder that cannot be written has been reported
+
+
+def write_json(path, value):
+  """Writes `value` as indented JSON, by `write_whole`."""
+  write_whole(path, (json.dumps(value, indent=2) + '\n').encode())

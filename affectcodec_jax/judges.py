@@ -1,17 +1,19 @@
 """Emotion classifiers that are independent of the teacher, and how well any classifier does.
 
 Two judges: a packaged network (`models/judge.py`), and eGeMAPS functionals with a support vector
-machine, fitted here to labelled speech. The second needs opensmile (its own licence, free for
-research) and scikit-learn; `python -m affectcodec_jax.judges` fits it and scores both, beside the
-packaged teacher.
+machine, fitted to the packaged functionals of the same training speech, or to other speech by
+`python -m affectcodec_jax.judges`, which scores both beside the packaged teacher. The second needs
+opensmile (its own licence, free for research) and scikit-learn.
 """
 
 import argparse
-import json
+import pathlib
 import sys
 
 from affectcodec_jax.emotions import EMOTIONS
-from affectcodec_jax.errors import UserError, run_command
+from affectcodec_jax.errors import UserError, require_extra, run_command
+
+PRETRAINED = pathlib.Path(__file__).parent / 'pretrained'
 
 
 def network_judge():
@@ -54,10 +56,7 @@ def egemaps():
   Raises:
     UserError: opensmile is not installed.
   """
-  try:
-    import opensmile
-  except ImportError as e:
-    raise UserError('opensmile is not installed; pip install -r requirements-eval.txt') from e
+  opensmile = require_extra('opensmile')
   from affectcodec_jax.audio import level_gain
   smile = opensmile.Smile(feature_set=opensmile.FeatureSet.eGeMAPSv02,
                           feature_level=opensmile.FeatureLevel.Functionals)
@@ -74,15 +73,13 @@ def fit_svm(features, labels, valid_features, valid_labels):
   Raises:
     UserError: scikit-learn is not installed.
   """
-  try:
-    from sklearn.metrics import balanced_accuracy_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC
-  except ImportError as e:
-    raise UserError('scikit-learn is not installed; pip install -r requirements-eval.txt') from e
+  require_extra('sklearn', 'scikit-learn')
   import numpy as np
   from scipy.special import softmax
+  from sklearn.metrics import balanced_accuracy_score
+  from sklearn.pipeline import make_pipeline
+  from sklearn.preprocessing import StandardScaler
+  from sklearn.svm import SVC
   fitted = [make_pipeline(StandardScaler(), SVC(C=c, class_weight='balanced')).fit(features, labels)
             for c in (0.3, 1, 3, 10, 30)]
   best = max(fitted, key=lambda m: balanced_accuracy_score(valid_labels, m.predict(valid_features)))
@@ -95,23 +92,19 @@ def fit_svm(features, labels, valid_features, valid_labels):
   return probabilities
 
 
-def svm_judge(folder):
-  """A function of audio `[samples]` to probabilities `[emotions]`: the machine kept in `folder`.
+def svm_posteriors(folder=PRETRAINED):
+  """A function of functionals `[n, 88]` to probabilities `[n, emotions]`: the machine kept in `folder`.
 
   Raises:
-    UserError: nothing kept there, or opensmile or scikit-learn is not installed.
+    UserError: nothing kept there, or scikit-learn is not installed.
   """
-  import pathlib
-
   import numpy as np
   path = pathlib.Path(folder) / 'egemaps.npz'
   try:
     with np.load(path) as kept:
-      svm = fit_svm(*(kept[k] for k in ('train', 'train_labels', 'valid', 'valid_labels')))
+      return fit_svm(*(kept[k] for k in ('train', 'train_labels', 'valid', 'valid_labels')))
   except (OSError, ValueError, KeyError) as e:
     raise UserError(f'{path}: cannot be read; make it with python -m affectcodec_jax.judges') from e
-  functionals = egemaps()
-  return lambda audio: svm(functionals(audio)[None])[0]
 
 
 def score(items, predicted):
@@ -166,9 +159,9 @@ def _run(args):
   import numpy as np
   import tqdm
 
-  from affectcodec_jax import scores
   from affectcodec_jax.data.folder import FolderSource
-  from affectcodec_jax.files import make_folder
+  from affectcodec_jax.evaluation import statistics
+  from affectcodec_jax.files import make_folder, write_json
   functionals, network, teacher = egemaps(), network_judge(), packaged_teacher()
   out = make_folder(args.out)
   clips, features, truth = {}, {}, {}
@@ -182,19 +175,19 @@ def _run(args):
                'network': np.array([network(c['audio']).argmax() for c in test]),
                'teacher': np.array([teacher(c['audio']).argmax() for c in test])}
   results = {name: score(test, p) for name, p in predicted.items()}
-  right, groups = np.array(truth['test']), scores.speaker_groups(test)
+  right, groups = np.array(truth['test']), statistics.speaker_groups(test)
 
   def lead(i):
     return (unweighted_accuracy(right[i], predicted['teacher'][i])
             - unweighted_accuracy(right[i], predicted['egemaps_svm'][i]))
 
   results['teacher_minus_svm'] = {
-      'over_speakers': scores.bootstrap(groups, lead),
-      'over_clips': scores.bootstrap([np.array([i]) for i in range(len(test))], lead)}
+      'over_speakers': statistics.bootstrap(groups, lead),
+      'over_clips': statistics.bootstrap([np.array([i]) for i in range(len(test))], lead)}
   # The functionals are kept, not the machine: fitting takes seconds, and a pickle is not to be trusted.
   np.savez(out / 'egemaps.npz', train=features['train'], train_labels=truth['train'],
            valid=features['valid'], valid_labels=truth['valid'])
-  (out / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+  write_json(out / 'results.json', results)
   for name in predicted:
     result = results[name]
     print(f'{name:12} unweighted accuracy on test speakers {result["accuracy"]:.3f}; '

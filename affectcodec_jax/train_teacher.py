@@ -8,7 +8,6 @@ WORKDIR/metrics.jsonl, and WORKDIR/results.json with the accuracy on the held-ou
 there is one, on the test split.
 """
 
-import json
 import sys
 
 from affectcodec_jax.errors import UserError, run_command
@@ -58,7 +57,7 @@ def train_teacher(config, workdir):
   from affectcodec_jax.config import crop_samples, save_config
   from affectcodec_jax.data import pipeline
   from affectcodec_jax.data.augment import MAX_SPEED
-  from affectcodec_jax.files import make_folder
+  from affectcodec_jax.files import make_folder, write_json
   from affectcodec_jax.models.teacher import Teacher
   from affectcodec_jax.training.fit import fit
 
@@ -91,7 +90,7 @@ def train_teacher(config, workdir):
   for split, items in held_out.items():
     results[split] = evaluate_teacher(params, items, config.teacher.dim)
     _report(split, results[split])
-  (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+  write_json(workdir / 'results.json', results)
   print(f'teacher: {workdir}/teacher.safetensors')
 
 

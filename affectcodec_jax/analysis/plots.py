@@ -1,6 +1,6 @@
 """One picture for each analysis."""
 
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.errors import require_extra
 
 NAMES = {'emotion': 'emotion digits', 'emotion_joint': 'emotion codes', 'acoustic': 'acoustic digits',
          'code': 'codes'}
@@ -12,11 +12,7 @@ def require_matplotlib():
   Raises:
     UserError: matplotlib is not installed.
   """
-  try:
-    import matplotlib
-  except ImportError as e:
-    raise UserError('matplotlib is not installed; pip install -r requirements-eval.txt') from e
-  matplotlib.use('Agg')
+  require_extra('matplotlib').use('Agg')
   import matplotlib.pyplot as plt
   return plt
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from affectcodec_jax.errors import UserError
-from affectcodec_jax.scores import bootstrap
+from affectcodec_jax.errors import require_extra
+from affectcodec_jax.evaluation.statistics import bootstrap
 
 RIDGE = 1e-6  # times the frames: keeps a digit that never changes from being singular, and no more
 LOGISTIC_C = 0.1
@@ -111,12 +111,10 @@ def require_sklearn():
   Raises:
     UserError: it is not installed.
   """
-  try:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-  except ImportError as e:
-    raise UserError('scikit-learn is not installed; pip install -r requirements-eval.txt') from e
+  require_extra('sklearn', 'scikit-learn')
+  from sklearn.linear_model import LogisticRegression
+  from sklearn.pipeline import make_pipeline
+  from sklearn.preprocessing import StandardScaler
   return LogisticRegression, make_pipeline, StandardScaler
 
 

@@ -18,12 +18,12 @@ class FolderSource:
   """Random access to the usable files of one split.
 
   Items are `{'audio': float32 [samples] at 16 kHz, 'emotion': int, 'speaker': str, 'corpus': str,
-  'name': str}`.
+  'gender': str, 'lang': str, 'text': str, 'name': str}`; what is not known is ''.
 
   Args:
     path: a directory, searched to its depths (the folder of a file is its speaker), or a `.jsonl`
       manifest: one object a line with `path` (relative to the manifest) and optionally `speaker`,
-      `emotion`, `corpus` and `split`.
+      `emotion`, `corpus`, `gender`, `lang`, `text` and `split`.
     split: which split, or None for all. Where no row names one, a hash of the path decides:
       90 % 'train', 5 % 'valid', 5 % 'test'. It stays so for a file when others come or go, except
       among so few files that a split would be empty.
@@ -81,9 +81,8 @@ class FolderSource:
       self.skipped += 1
       logging.warning('skipped (%d so far): %s', self.skipped, e)
       return None
-    return {'audio': audio, 'emotion': self.emotion(i),
-            'speaker': str(row.get('speaker', '')), 'corpus': str(row.get('corpus', '')),
-            'name': str(row['path'])}
+    return {'audio': audio, 'emotion': self.emotion(i), 'name': str(row['path'])} | {
+        k: str(row.get(k, '')) for k in ('speaker', 'corpus', 'gender', 'lang', 'text')}
 
   def __getitem__(self, i):
     return self.read(int(i))

@@ -1,0 +1,131 @@
+"""Pictures of a report: SVG that takes its colours from the page, and spectrograms with pitch."""
+
+import base64
+import io
+import re
+
+import numpy as np
+from PIL import Image
+
+from affectcodec_jax.analysis.plots import require_matplotlib
+from affectcodec_jax.audio import SAMPLE_RATE
+
+# Stand-ins that become the page's variables, so that one picture serves light and dark.
+INK, GRID = '#010101', '#020202'
+SERIES = [f'#0302{i:02d}' for i in range(10)]
+
+
+def _themed(figure):
+  """A figure as SVG text with the page's font and colours, and no size of its own."""
+  plt = require_matplotlib()
+  file = io.StringIO()
+  figure.savefig(file, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
+  plt.close(figure)
+  svg = file.getvalue()
+  svg = svg[svg.index('<svg'):]
+  for side in ('width', 'height'):
+    svg = re.sub(rf'(<svg[^>]*?) {side}="[^"]*"', r'\1', svg, count=1)
+  svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r'font-size: \1px', svg)
+  svg = svg.replace(INK, 'var(--ink)').replace(GRID, 'var(--grid)')
+  for i, colour in enumerate(SERIES):
+    svg = svg.replace(colour, f'var(--series-{i})')
+  return svg
+
+
+def _axes(width=4.6, height=3.1):
+  plt = require_matplotlib()
+  plt.rcParams.update({
+      'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 11, 'text.color': INK,
+      'axes.edgecolor': GRID, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK,
+      'grid.color': GRID})
+  figure, axes = plt.subplots(figsize=(width, height), constrained_layout=True)
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.set_axisbelow(True)
+  return figure, axes
+
+
+def rate_curve(systems, metric):
+  """A metric over measured kbit/s, a line a codec with its 95 % intervals; the original as a dashed line.
+
+  Args:
+    systems: {codec: [(kbps, score)]}, score as of `summary`; 'original' among them.
+    metric: its heading.
+  """
+  figure, axes = _axes()
+  for i, points in enumerate(p for name, p in systems.items() if name != 'original'):
+    points = sorted((k, s) for k, s in points if s)
+    if points:
+      x, means = [k for k, _ in points], [s['mean'] for _, s in points]
+      spread = np.abs(np.array([[s['mean'] - s['low'], s['high'] - s['mean']] for _, s in points]).T)
+      axes.errorbar(x, means, yerr=spread, marker='o^svDPX*pd'[i % 10], markersize=7 if i == 0 else 5,
+                    linewidth=2.4 if i == 0 else 1.4, capsize=3, color=SERIES[i % 10], elinewidth=1)
+  for _, score in systems.get('original', []):
+    if score:
+      axes.axhline(score['mean'], color=INK, linestyle=(0, (4, 4)), linewidth=1)
+  axes.set_xscale('log', base=2)
+  low, high = axes.get_xlim()
+  ticks = [k for k in (0.5, 1, 1.5, 3, 6, 12, 24) if low <= k <= high]
+  axes.set_xticks(ticks, [f'{k:g}' for k in ticks])
+  axes.minorticks_off()
+  axes.set_xlabel('kbit/s, measured')
+  axes.set_title(metric, loc='left', fontsize=12)
+  axes.grid(axis='y', linewidth=0.8)
+  return _themed(figure)
+
+
+def emotion_bars(scores, title):
+  """Bars of each emotion, one a system, with 95 % intervals.
+
+  Args:
+    scores: {system: {emotion: score or None}}.
+    title: what they are.
+  """
+  figure, axes = _axes(width=13, height=3.4)
+  emotions = list(next(iter(scores.values())))
+  wide = 0.8 / len(scores)
+  for i, of_emotion in enumerate(scores.values()):
+    for at, emotion in enumerate(emotions):
+      score = of_emotion.get(emotion)
+      if score:
+        spread = [[max(score['mean'] - score['low'], 0)], [max(score['high'] - score['mean'], 0)]]
+        axes.bar(at - 0.4 + (i + 0.5) * wide, score['mean'], wide * 0.9, color=SERIES[i % 10], yerr=spread,
+                 ecolor=INK, error_kw={'linewidth': 0.8})
+  axes.set_xticks(range(len(emotions)), emotions)
+  axes.set_ylim(bottom=0)
+  axes.set_title(title, loc='left', fontsize=12)
+  axes.grid(axis='y', linewidth=0.8)
+  return _themed(figure)
+
+
+def spectrogram(audio, f0):
+  """`[samples]` as a picture of 0–8 kHz over time, 80 dB of range, with F0 (0–800 Hz, own scale) over it.
+
+  Args:
+    audio: at 16 kHz.
+    f0: Hz every 5 ms, 0 where unvoiced, or None.
+
+  Returns:
+    A data URL of a PNG.
+  """
+  import librosa
+  plt = require_matplotlib()
+  level = librosa.amplitude_to_db(np.abs(librosa.stft(audio, n_fft=512, hop_length=128)), ref=1.0)
+  figure = plt.figure(figsize=(4.2, 1.3), dpi=100)
+  axes = figure.add_axes((0, 0, 1, 1))
+  seconds = len(audio) / SAMPLE_RATE
+  axes.imshow(level, origin='lower', aspect='auto', cmap='magma', vmin=-50, vmax=30,
+              extent=(0, seconds, 0, 8000))
+  if f0 is not None:
+    axes.plot(np.arange(len(f0)) * 0.005, np.where(f0 > 0, f0, np.nan) * 10, color='#7fffd4', linewidth=1.6)
+  axes.set(xlim=(0, seconds), ylim=(0, 8000))
+  axes.set_axis_off()
+  drawn, file = io.BytesIO(), io.BytesIO()
+  figure.savefig(drawn, format='png')
+  plt.close(figure)
+  Image.open(drawn).convert('RGB').quantize(48).save(file, format='png', optimize=True)  # a third as big
+  return data_url('image/png', file.getvalue())
+
+
+def data_url(kind, data):
+  """Bytes as a URL that holds them."""
+  return f'data:{kind};base64,{base64.b64encode(data).decode()}'

@@ -1,0 +1,173 @@
+"""One HTML page of an evaluation that holds all it shows: curves, tables, sound and pictures."""
+
+import io
+import pathlib
+
+import soundfile
+
+from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.emotions import EMOTIONS
+from affectcodec_jax.errors import UserError, require_extra
+from affectcodec_jax.evaluation import charts, prosody
+from affectcodec_jax.evaluation.metrics import METRICS
+from affectcodec_jax.evaluation.scoring import levelled
+from affectcodec_jax.evaluation.summary import COLUMNS, JUDGE_COLUMNS
+from affectcodec_jax.files import write_whole
+
+EMOTION_CURVES = ('f0_correlation', 'f0_rmse', 'egemaps_drift', 'energy_correlation')
+QUALITY_CURVES = ('pesq', 'estoi', 'visqol', 'distillmos', 'wer', 'speaker_resemblyzer', 'mel',
+                  'voicing_error')
+HEADLINES = ('all_macro', 'network_agreement', 'f0_correlation', 'pesq', 'estoi', 'visqol',
+             'speaker_resemblyzer', 'wer')
+
+
+def write_report(path, results, rows, systems, source, num_clips):
+  """Writes the page.
+
+  Args:
+    path: where.
+    results: of `evaluate`.
+    rows: of `summary.make_rows`, judged.
+    systems: to run over the clips that are shown.
+    source: of the files.
+    num_clips: files to hear.
+
+  Raises:
+    UserError: matplotlib or jinja2 is not installed.
+  """
+  jinja2 = require_extra('jinja2')
+  environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                                   undefined=jinja2.StrictUndefined)
+  template = environment.from_string((pathlib.Path(__file__).parent / 'report.html').read_text())
+  present = {name for r in results['systems'].values() for name, s in r['scores'].items() if s}
+  order = [c for c in columns(results) if c in present]
+  names = list(dict.fromkeys(r['system'] for r in results['systems'].values()))
+  page = template.render(
+      results=results, columns={c: columns(results)[c] for c in order}, cell=cell, emotions=EMOTIONS,
+      series=[n for n in names if n != 'original'], headlines=headlines(results, order),
+      emotion_curves=curves(results, [*judge_curves(results), *EMOTION_CURVES], order),
+      quality_curves=curves(results, QUALITY_CURVES, order), bars=bars(results),
+      best=best_of(results, order), clips=clips(rows, systems, source, num_clips), own=own_labels(results),
+      metrics={k: (v, METRICS[k].licence if k in METRICS else '') for k, v in results['metrics'].items()})
+  write_whole(path, page.encode())
+
+
+def own_labels(results):
+  """Labels of the codec under test, one a rate."""
+  return [k for k, r in results['systems'].items() if r['system'] == 'affectcodec']
+
+
+def columns(results):
+  """{metric: (heading, sense, digits)} of all that results may hold, emotion first."""
+  judges = results['judges']
+  found = {f'all_{k}': (f'{JUDGE_COLUMNS[k][0]}, all judges', *JUDGE_COLUMNS[k][1:])
+           for k in ('macro', 'weighted') if len(judges) > 1}
+  found |= {f'{j}_{k}': (f'{v[0]} ({j})', *v[1:]) for j in judges for k, v in JUDGE_COLUMNS.items()}
+  squares = {k for r in results['systems'].values() for k in r['scores'] if k.endswith(' MSE')}
+  return found | {k: (k, -1, 4) for k in sorted(squares)} | COLUMNS
+
+
+def judge_curves(results):
+  """The judges' metrics that are drawn."""
+  first = ['all_macro'] if len(results['judges']) > 1 else []
+  return first + [f'{j}_{k}' for j in results['judges'] for k in ('agreement', 'variation')]
+
+
+def cell(score, digits):
+  """'0.812' and '±' half the interval, or '–'."""
+  if not score:
+    return '–', ''
+  return f'{score["mean"]:.{digits}f}', f'{score["low"]:.{digits}f} … {score["high"]:.{digits}f}'
+
+
+def curves(results, metrics, present):
+  """{metric: SVG} of those that were measured."""
+  headings = columns(results)
+  drawn = {}
+  for metric in metrics:
+    if metric in present:
+      points = {}
+      for r in results['systems'].values():
+        points.setdefault(r['system'], []).append((r['measured_kbps'], r['scores'].get(metric)))
+      arrow = ' ↑' if headings[metric][1] > 0 else ' ↓'
+      drawn[metric] = charts.rate_curve(points, headings[metric][0] + arrow)
+  return drawn
+
+
+def bars(results):
+  """Pictures of agreement by emotion, one a judge: the codec's rates and the peer nearest to the lowest."""
+  shown = own_labels(results)
+  peers = [k for k, r in results['systems'].items() if r['system'] not in ('original', 'affectcodec')]
+  shown += sorted(peers, key=lambda k: results['systems'][k]['measured_kbps'] or 99)[:5 - len(shown)]
+  pictures = []
+  for judge in results['judges']:
+    scores = {label: {emotion: s.get(f'{judge}_agreement')
+                      for emotion, s in results['systems'][label]['emotions'].items()} for label in shown}
+    if shown and any(any(v.values()) for v in scores.values()):
+      pictures.append((charts.emotion_bars(scores, f'heard as the original was ({judge})'), shown))
+  return pictures
+
+
+def headlines(results, present):
+  """The codec's figures at each rate for the head: [(heading, sense, values)]."""
+  own, found = [results['systems'][k] for k in own_labels(results)], []
+  for metric in (m for m in HEADLINES if m in present and own):
+    heading, sense, digits = columns(results)[metric]
+    values = [(f'{r["kbps"]:g}', *cell(r['scores'].get(metric), digits)) for r in own]
+    found.append((heading, sense, values))
+  return found
+
+
+def best_of(results, present):
+  """{metric: labels whose mean is the best of all but the original}."""
+  best = {}
+  for metric in present:
+    means = {k: r['scores'][metric]['mean'] for k, r in results['systems'].items()
+             if r['system'] != 'original' and r['scores'].get(metric)}
+    sense = columns(results)[metric][1]
+    if means:
+      top = max(sense * v for v in means.values())
+      best[metric] = [k for k, v in means.items() if sense * v == top]
+  return best
+
+
+def clips(rows, systems, source, count):
+  """What is heard and seen of a few files, of different emotions where there are."""
+  candidates = [r for r in rows if r['system'] == 'original' and 1.0 <= r['seconds'] <= 6.0]
+  candidates = candidates or [r for r in rows if r['system'] == 'original']
+  chosen, seen = [], set()
+  for r in candidates + candidates:
+    if len(chosen) < count and r not in chosen and (r['emotion'] not in seen or len(seen) >= len(EMOTIONS)):
+      chosen.append(r)
+      seen.add(r['emotion'])
+  for r in candidates:
+    if len(chosen) < count and r not in chosen:
+      chosen.append(r)
+  items = {item['name']: item for item in map(source.__getitem__, range(len(source))) if item is not None
+           and item['name'] in {r['file'] for r in chosen}} if chosen else {}
+  return [_clip(items[r['file']], systems) for r in chosen]
+
+
+def _clip(item, systems):
+  audio = levelled(item['audio'])
+  heard = []
+  for system in systems:
+    try:
+      decoded = system.run(audio)[0]
+    except UserError:
+      continue
+    try:
+      f0 = prosody.pitch(decoded)
+    except UserError:  # pyworld is not installed
+      f0 = None
+    heard.append({'label': system.label, 'audio': _flac(decoded),
+                  'picture': charts.spectrogram(decoded, f0)})
+  return {'name': pathlib.Path(item['name']).name, 'speaker': item['speaker'], 'text': item['text'],
+          'emotion': EMOTIONS[item['emotion']] if item['emotion'] >= 0 else '', 'heard': heard,
+          'seconds': len(audio) / SAMPLE_RATE}
+
+
+def _flac(audio):
+  file = io.BytesIO()
+  soundfile.write(file, audio.clip(-1, 1), SAMPLE_RATE, format='FLAC', subtype='PCM_16')
+  return charts.data_url('audio/flac', file.getvalue())

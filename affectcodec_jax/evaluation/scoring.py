@@ -1,0 +1,185 @@
+"""Runs systems over files and keeps every score by content, so that nothing is measured twice.
+
+One JSON file holds what is known of one clip through one system at one rate. Its name is a hash of the
+clip's samples, its words and the system's version; within it, scores carry the version of what measured
+them. A run that is stopped goes on where it was, a new metric is added to the old ones, and peers that were
+scored once serve every checkpoint.
+"""
+
+import concurrent.futures
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import warnings
+
+import numpy as np
+
+from affectcodec_jax.audio import SAMPLE_RATE, level_gain
+from affectcodec_jax.errors import UserError
+from affectcodec_jax.evaluation.metrics import METRICS, remembered
+from affectcodec_jax.evaluation.peers import System, make_peers
+from affectcodec_jax.files import write_whole
+
+ORIGINAL = System('original', 0.0, lambda audio: (audio, 16 * len(audio)), '1')
+
+
+def codec_systems(codec):
+  """The codec under test at each of its rates. A clip is encoded once, and decoded from prefixes."""
+  encode = remembered(lambda audio: codec.encode(audio, SAMPLE_RATE))
+
+  def run(audio, kbps):
+    tokens = encode(audio)
+    codes = tokens.codes[:, :codec.num_stages(kbps)]
+    bits = codes.size * tokens.bits_per_code
+    return codec.decode(tokens, kbps), bits, codes.tolist()
+
+  return [System('affectcodec', kbps, functools.partial(run, kbps=kbps), codec.fingerprint.hex())
+          for kbps in (codec.stage_kbps * stages for stages in codec.config.rates)]
+
+
+def make_systems(checkpoint, peers):
+  """The original, the codec of a checkpoint ('' for none) and its peers.
+
+  Returns:
+    (systems, the codec or None, {peer: why it is absent}).
+  """
+  codec = None
+  if checkpoint:
+    from affectcodec_jax.api import load
+    codec = load(checkpoint)
+  systems, absent = make_peers(peers)
+  return [ORIGINAL, *(codec_systems(codec) if codec else ()), *systems], codec, absent
+
+
+def levelled(audio):
+  """`[samples]` at the codec's level: peers are made for that level, and scores depend on it."""
+  return (audio * 10 ** (level_gain(audio) / 20)).astype(np.float32)
+
+
+class Scorer:
+  """Scores clips.
+
+  Args:
+    systems: what to run.
+    metrics: {name: (maker, version)}; a maker is called when it is first needed.
+    cache: folder of what is known.
+  """
+
+  def __init__(self, systems, metrics, cache):
+    self.systems, self._versions, self._cache = systems, {k: v for k, (_, v) in metrics.items()}, cache
+    self._makers, self._made = {k: m for k, (m, _) in metrics.items()}, {}
+
+  def __call__(self, item):
+    """Records of one item of a source, {label of system: {'bits', 'scores', 'problems', …}}."""
+    audio = levelled(item['audio'])
+    return {system.label: self._record(system, audio, item) for system in self.systems}
+
+  def _record(self, system, audio, item):
+    path = self._path(system, audio, item)
+    record = _read(path)
+    missing = [name for name, v in self._versions.items() if record['versions'].get(name) != v]
+    if missing or record['bits'] is None:
+      try:
+        decoded, record['bits'], *codes = system.run(audio)
+      except UserError as e:
+        return record | {'problems': {'decoding': str(e)}}
+      record |= {'codes': codes[0]} if codes else {}
+      for name in missing:
+        record['problems'].pop(name, None)
+        try:
+          record['scores'][name] = self._metric(name)(audio, decoded, item)
+        except Exception as e:  # metric packages refuse clips in ways of their own; the others go on
+          record['scores'][name] = {}
+          record['problems'][name] = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+        record['versions'][name] = self._versions[name]
+      write_whole(path, json.dumps(record).encode())
+    return record
+
+  def _metric(self, name):
+    if name not in self._made:
+      with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of packages about packages
+        self._made[name] = self._makers[name]()
+    return self._made[name]
+
+  def _path(self, system, audio, item):
+    digest = hashlib.sha256(audio.tobytes())
+    for part in (item['lang'], item['text'], system.label, system.version):
+      digest.update(part.encode() + b'\0')
+    name = digest.hexdigest()[:40]
+    folder = self._cache / name[:2]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f'{name[2:]}.json'
+
+
+def _read(path):
+  try:
+    record = json.loads(path.read_text())
+    return record if {'bits', 'scores', 'versions', 'problems'} <= set(record) else _new()
+  except (OSError, ValueError):
+    return _new()
+
+
+def _new():
+  return {'bits': None, 'scores': {}, 'versions': {}, 'problems': {}}
+
+
+_scorer = None  # of a worker process
+
+
+def _start(checkpoint, peers, metrics, models, cache):
+  global _scorer
+  _scorer = make_scorer(make_systems(checkpoint, peers)[0], metrics, models, cache)
+
+
+def _work(item):
+  return _scorer(item)
+
+
+def make_scorer(systems, metrics, models, cache):
+  """A `Scorer` of metrics by {name: version} and of the user's own `models` by their names."""
+  from affectcodec_jax.evaluation.classifiers import hugging_face
+  makers = {name: (METRICS[name].make, v) for name, v in metrics.items()}
+  makers |= {name: (functools.partial(hugging_face, name), v) for name, v in models.items()}
+  return Scorer(systems, makers, pathlib.Path(cache))
+
+
+def score_files(items, checkpoint, peers, metrics, models, cache, jobs):
+  """Yields (item, records) of a source's items, in their order.
+
+  Args:
+    items: iterable of items; it is read a little ahead of the work.
+    checkpoint, peers: of `make_systems`.
+    metrics, models: of `make_scorer`.
+    cache: folder of what is known.
+    jobs: processes, of one thread each.
+
+  Raises:
+    UserError: a process died.
+  """
+  settings = (checkpoint, peers, metrics, models, str(cache))
+  threads = {'OMP_NUM_THREADS': '1', 'TF_CPP_MIN_LOG_LEVEL': '3',
+             'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
+             + ' --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'}
+  before = {k: os.environ.get(k) for k in threads}
+  os.environ.update(threads)  # inherited by the processes, which start with the first item
+  try:
+    with concurrent.futures.ProcessPoolExecutor(
+        jobs, multiprocessing.get_context('spawn'), _start, settings) as pool:
+      waiting = []
+      for item in items:
+        waiting.append((item, pool.submit(_work, item)))
+        if len(waiting) > 2 * jobs:
+          done, result = waiting.pop(0)
+          yield done, result.result()
+      for done, result in waiting:
+        yield done, result.result()
+  except concurrent.futures.process.BrokenProcessPool as e:
+    raise UserError('a process of the evaluation died, perhaps for lack of memory; the same command goes '
+                    'on where it stopped, and --jobs 1 needs least') from e
+  finally:
+    for name, value in before.items():
+      os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)

@@ -1,0 +1,163 @@
+"""From the scores of clips to those of systems: means with intervals, degradation, confusion."""
+
+import numpy as np
+
+from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.emotions import EMOTIONS
+from affectcodec_jax.evaluation.classifiers import DIMENSIONS
+from affectcodec_jax.evaluation.statistics import Speakers
+
+# What is a mean over clips: heading, +1 where more is better and -1 where less is, digits.
+COLUMNS = {
+    'f0_rmse': ('F0 RMSE, cents', -1, 0), 'f0_correlation': ('F0 correlation', 1, 3),
+    'voicing_error': ('voicing error', -1, 3), 'energy_rmse': ('energy RMSE, dB', -1, 2),
+    'energy_correlation': ('energy correlation', 1, 3), 'egemaps_drift': ('eGeMAPS drift, σ', -1, 3),
+    'pesq': ('PESQ-WB', 1, 2), 'stoi': ('STOI', 1, 3), 'estoi': ('ESTOI', 1, 3),
+    'visqol': ('ViSQOL', 1, 2), 'distillmos': ('DistillMOS', 1, 2), 'mel': ('mel distance', -1, 2),
+    'stft': ('STFT distance', -1, 3), 'si_sdr': ('SI-SDR, dB', 1, 1),
+    'speaker_resemblyzer': ('speaker (Resemblyzer)', 1, 3),
+    'speaker_voicefilter': ('speaker (VoiceFilter)', 1, 3), 'wer': ('WER', -1, 3),
+}
+# What a judge says: heading without its name, and the same.
+JUDGE_COLUMNS = {'macro': ('MEDR %', -1, 1), 'weighted': ('WEDR %', -1, 1), 'accuracy': ('recall', 1, 3),
+                 'agreement': ('agreement', 1, 3), 'variation': ('variation', -1, 3)}
+
+
+def add_judgements(rows, judges, svm=None):
+  """Completes rows by what needs the original or the whole set beside it.
+
+  `JUDGE_agreement` (0 or 1) and `JUDGE_variation` (total variation distance of the posteriors, 0 to 1)
+  against the original; `egemaps_drift`, the mean absolute shift of the 88 functionals in standard
+  deviations of the originals; `svm`, posteriors of the machine; squared changes of `MODEL valence` etc.
+
+  Args:
+    rows: of `make_rows`, those of the originals among them; changed in place.
+    judges: names of the classifiers whose posteriors the rows hold.
+    svm: a function of functionals `[n, 88]` to posteriors, or None.
+
+  Returns:
+    The judges that judged anything, 'svm' among them.
+  """
+  functionals = [r for r in rows if r.get('egemaps') is not None]
+  if functionals:
+    values = np.array([r['egemaps'] for r in functionals])
+    if svm is not None:
+      for row, posterior in zip(functionals, svm(values)):
+        row['svm'] = posterior.tolist()
+      judges = [*judges, 'svm']
+    spread = values[[r['system'] == 'original' for r in functionals]].std(axis=0)
+  originals = {r['file']: r for r in rows if r['system'] == 'original'}
+  for row in rows:
+    original = originals[row['file']]
+    if row.get('egemaps') is not None and original.get('egemaps') is not None:
+      shift = np.abs(np.subtract(row['egemaps'], original['egemaps']))
+      moves = spread > 0
+      row['egemaps_drift'] = float(np.mean(shift[moves] / spread[moves])) if moves.any() else None
+    for judge in judges:
+      if row.get(judge) is not None and original.get(judge) is not None:
+        row[f'{judge}_heard'] = int(np.argmax(row[judge]))
+        row[f'{judge}_agreement'] = float(np.argmax(row[judge]) == np.argmax(original[judge]))
+        row[f'{judge}_variation'] = 0.5 * float(np.abs(np.subtract(row[judge], original[judge])).sum())
+    for name in [k for k in row if k.rpartition(' ')[2] in DIMENSIONS]:
+      if row[name] is not None and original.get(name) is not None:
+        row[f'{name} MSE'] = (row[name] - original[name]) ** 2
+  return [j for j in judges if any(f'{j}_heard' in r for r in rows)]
+
+
+def make_rows(item, records):
+  """One flat row a system of what `scoring` told of an item."""
+  about = {'file': item['name'], 'emotion': item['emotion'], 'seconds': len(item['audio']) / SAMPLE_RATE}
+  about |= {k: item[k] for k in ('speaker', 'corpus', 'gender', 'lang')}
+  rows = []
+  for label, record in records.items():
+    name, _, kbps = label.rpartition(' ') if ' ' in label else (label, '', '0')
+    scores = {k: v for values in record['scores'].values() for k, v in values.items()}
+    rows.append(about | {'system': name, 'kbps': float(kbps), 'label': label, 'bits': record['bits'],
+                         'problems': record['problems'], 'codes': record.get('codes')} | scores)
+  return rows
+
+
+def summarise(rows, judges):
+  """{label: results} of every system.
+
+  Results: `system`, `kbps`, `measured_kbps`, `scores` over all clips, `emotions` and `groups` (by corpus
+  and gender) of subsets, `confusion` `[true][heard]` by judge, `problems` by metric with their count.
+  """
+  results = {}
+  originals = {r['file']: r for r in rows if r['system'] == 'original'}
+  for label in dict.fromkeys(r['label'] for r in rows):
+    own = [r for r in rows if r['label'] == label]
+    decoded = [r for r in own if r['bits'] is not None]
+    emotions = {e: [r for r in own if r['emotion'] == i] for i, e in enumerate(EMOTIONS)}
+    groups = {f'{key} {value}': [r for r in own if r[key] == value]
+              for key in ('corpus', 'gender') for value in sorted({r[key] for r in own} - {''})}
+    problems = {}
+    for r in own:
+      for metric, text in r['problems'].items():
+        problems.setdefault(metric, {'count': 0, 'first': f'{r["file"]}: {text}'})['count'] += 1
+    results[label] = {
+        'system': own[0]['system'], 'kbps': own[0]['kbps'],
+        'measured_kbps': (sum(r['bits'] for r in decoded) / sum(r['seconds'] for r in decoded) / 1000
+                          if decoded else None),
+        'scores': subset_scores(own, originals, judges),
+        'emotions': {k: subset_scores(v, originals, judges) for k, v in emotions.items() if v},
+        'groups': {k: subset_scores(v, originals, judges) for k, v in groups.items()},
+        'confusion': {j: confusion(own, j) for j in judges}, 'problems': problems}
+  return results
+
+
+def subset_scores(rows, originals, judges):
+  """{metric: {'mean', 'low', 'high', 'clips'} or None} of one system's rows."""
+  speakers = Speakers(rows)
+  scores = {}
+  for name in COLUMNS:
+    if name == 'wer':
+      known = np.array([r.get('words') is not None for r in rows])
+      errors, said = (np.array([r.get(k) or 0 for r in rows], np.float64) for k in ('word_errors', 'words'))
+      scores['wer'] = _counted(speakers.ratio(errors, said), known)
+    else:
+      scores[name] = _mean(speakers, rows, name)
+  for name in sorted({k for r in rows for k in r if k.endswith(' MSE')}):
+    scores[name] = _mean(speakers, rows, name)
+  by_judge = {k: [] for k in ('macro', 'weighted')}
+  for judge in judges:
+    for name in ('agreement', 'variation'):
+      scores[f'{judge}_{name}'] = _mean(speakers, rows, f'{judge}_{name}')
+    known = [r for r in rows if _tells(r, judge)]
+    if known:
+      drawn = Speakers(known)
+      truth, after = (np.array([r[k] for r in known]) for k in ('emotion', f'{judge}_heard'))
+      before = np.array([originals[r['file']][f'{judge}_heard'] for r in known])
+      count = np.ones(len(known), bool)
+      scores[f'{judge}_accuracy'] = _counted(drawn.interval(drawn.recall(truth, after, macro=True)), count)
+      for name, values in by_judge.items():
+        lost = drawn.degradation(truth, before, after, macro=name == 'macro')
+        scores[f'{judge}_{name}'] = _counted(drawn.interval(lost), count)
+        values.append(lost)
+  for name, values in by_judge.items():  # the mean over judges, as in the paper
+    if len(values) > 1 and len({v.shape for v in values}) == 1:
+      scores[f'all_{name}'] = _counted(speakers.interval(np.mean(values, axis=0)), np.ones(len(rows), bool))
+  return scores
+
+
+def _tells(row, judge):
+  """Whether the judge heard the clip, its emotion is known, and they speak of the same emotions."""
+  return row['emotion'] >= 0 and f'{judge}_heard' in row and len(row[judge]) == len(EMOTIONS)
+
+
+def _mean(speakers, rows, name):
+  values = np.array([np.nan if r.get(name) is None else r[name] for r in rows], np.float64)
+  return _counted(speakers.ratio(values), np.isfinite(values))
+
+
+def _counted(interval, known):
+  return interval and interval | {'clips': int(known.sum())}
+
+
+def confusion(rows, judge):
+  """Counts `[true][heard]` of the clips with a known emotion."""
+  table = np.zeros((len(EMOTIONS), len(EMOTIONS)), np.int64)
+  for r in rows:
+    if _tells(r, judge):
+      table[r['emotion'], r[f'{judge}_heard']] += 1
+  return table.tolist()

@@ -1,0 +1,206 @@
+"""The evaluation as a whole: intervals, degradation rates, kept scores, the command and its page."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import soundfile
+
+from affectcodec_jax import evaluate
+from affectcodec_jax import train as train_lib
+from affectcodec_jax.data.synthetic import SyntheticSource
+from affectcodec_jax.emotions import EMOTIONS
+from affectcodec_jax.evaluation import scoring, statistics, summary
+from affectcodec_jax.evaluation.peers import System
+from configs import base
+from tests.conftest import tiny
+
+
+def _rows(rng, speakers=6, clips=5):
+  return [{'speaker': f's{s}', 'file': f'{s}/{c}', 'value': float(s + rng.normal())}
+          for s in range(speakers) for c in range(clips + s)]
+
+
+def test_intervals_are_those_of_drawing_speakers_one_by_one():
+  """Against the plain bootstrap, with another generator's draws: means equal, bounds within 0.25."""
+  rows = _rows(np.random.default_rng(0))
+  values = np.array([r['value'] for r in rows])
+  quick = statistics.Speakers(rows, draws=4000).ratio(values)
+  plain = statistics.bootstrap(statistics.speaker_groups(rows), lambda i: values[i].mean(), draws=4000)
+  assert quick['mean'] == pytest.approx(plain['mean'])
+  assert quick['low'] == pytest.approx(plain['low'], abs=0.25)  # the standard error is 0.8
+  assert quick['high'] == pytest.approx(plain['high'], abs=0.25)
+  # Clips of a speaker are alike: drawing clips instead would claim to know more.
+  alone = statistics.Speakers([r | {'speaker': ''} for r in rows]).ratio(values)
+  assert alone['high'] - alone['low'] < 0.8 * (quick['high'] - quick['low'])
+
+
+def test_missing_values_are_left_out_and_none_is_none():
+  rows = _rows(np.random.default_rng(0))[:4]
+  speakers = statistics.Speakers(rows)
+  assert speakers.ratio([1.0, np.nan, 3.0, np.nan])['mean'] == 2.0
+  assert speakers.ratio([np.nan] * 4) is None
+
+
+def test_emotion_degradation_by_hand():
+  """Emotion 0: 2 of 2 heard before, 1 of 2 after. Emotion 1: 1 of 1 before and after."""
+  speakers = statistics.Speakers([{'speaker': s, 'file': s} for s in 'abc'])
+  truth, before, after = np.array([0, 0, 1]), np.array([0, 0, 1]), np.array([0, 1, 1])
+  macro, weighted = (speakers.degradation(truth, before, after, macro=m)[0] for m in (True, False))
+  assert macro == pytest.approx(100 * (1 - (0.5 + 1) / 2)) and weighted == pytest.approx(100 * (1 - 2 / 3))
+  assert np.isnan(speakers.degradation(truth, 1 - before, after, macro=True)[0])  # nothing there to lose
+
+
+def _judged(system, file, emotion, posterior, **more):
+  return {'system': system, 'label': system, 'kbps': 0.0, 'file': file, 'speaker': file, 'emotion': emotion,
+          'corpus': 'c', 'gender': 'F', 'seconds': 2.0, 'bits': 3000, 'problems': {}, 'codes': None,
+          'j': posterior} | more
+
+
+def test_judgements_need_the_original_beside_them():
+  sure, unsure = np.eye(8)[1].tolist(), (0.6 * np.eye(8)[2] + 0.4 * np.eye(8)[1]).tolist()
+  rows = [_judged('original', 'a', 1, sure, egemaps=[0.0, 5.0, 1.0], words=4, word_errors=1),
+          _judged('original', 'b', 2, sure, egemaps=[2.0, 5.0, 3.0], words=6, word_errors=0),
+          _judged('x', 'a', 1, sure, egemaps=[1.0, 5.0, 1.0], words=4, word_errors=4),
+          _judged('x', 'b', 2, unsure, egemaps=[2.0, 9.0, 5.0], words=6, word_errors=1)]
+  assert summary.add_judgements(rows, ['j']) == ['j']
+  assert [r['j_agreement'] for r in rows] == [1, 1, 1, 0]
+  assert rows[3]['j_variation'] == pytest.approx(0.6) and rows[3]['j_heard'] == 2
+  # Spread over originals: 1, 0 (left out) and 1.
+  assert rows[2]['egemaps_drift'] == pytest.approx(0.5) and rows[3]['egemaps_drift'] == pytest.approx(1.0)
+  results = summary.summarise(rows, ['j'])
+  x = results['x']
+  assert x['scores']['wer']['mean'] == pytest.approx(5 / 10) and x['measured_kbps'] == 1.5
+  # Emotion 1 heard before and after; emotion 2 only after: recall rises from 1/2 to 1.
+  assert x['scores']['j_macro']['mean'] == pytest.approx(-100)
+  assert x['confusion']['j'][2][2] == 1 and np.sum(x['confusion']['j']) == 2
+  assert x['emotions'][EMOTIONS[1]]['j_agreement']['clips'] == 1
+  assert x['groups']['gender F']['wer']['clips'] == 2 and x['scores']['pesq'] is None
+
+
+def _item(seconds=1.0, **about):
+  audio = SyntheticSource(2, seed=0)[0]['audio'][:int(16000 * seconds)]
+  return {'audio': audio, 'name': 'a.wav', 'lang': '', 'text': ''} | about
+
+
+def test_scores_are_kept_by_content(tmp_path):
+  """A second call measures nothing; a new metric only itself; a new version or other words again."""
+  calls = []
+
+  def system(version='1'):
+    return System('x', 6.0, lambda audio: (calls.append('run') or audio, 100), version)
+
+  def metric(name, version='1'):
+    return {name: (lambda: lambda a, b, item: calls.append(name) or {name: float(np.sum(a - b))}, version)}
+
+  def told(system, metrics, item):
+    calls.clear()
+    record = scoring.Scorer([system], metrics, tmp_path)(item)['x 6']
+    return record, list(calls)
+
+  record, seen = told(system(), metric('m'), _item())
+  assert seen == ['run', 'm'] and record['scores'] == {'m': {'m': 0.0}} and record['bits'] == 100
+  assert told(system(), metric('m'), _item()) == (record, [])
+  assert told(system(), metric('m') | metric('n'), _item())[1] == ['run', 'n']
+  assert told(system(), metric('m', '2'), _item())[1] == ['run', 'm']
+  assert told(system('2'), metric('m', '2'), _item())[1] == ['run', 'm']
+  assert told(system(), metric('m', '2'), _item(text='words'))[1] == ['run', 'm']
+  assert told(system(), metric('m', '2'), _item(0.9))[1] == ['run', 'm']
+  for path in tmp_path.rglob('*.json'):
+    path.write_text(path.read_text()[:-5])
+  assert told(system(), metric('m', '2'), _item())[1] == ['run', 'm']  # a damaged file is as none
+
+
+def test_a_metric_that_fails_is_told_and_the_others_go_on(tmp_path):
+  def fail(a, b, item):
+    raise RuntimeError('too short\nto tell')
+  metrics = {'bad': (lambda: fail, '1'), 'good': (lambda: lambda a, b, item: {'good': 1.0}, '1')}
+  system = System('x', 6.0, lambda audio: (audio, 100), '1')
+  record = scoring.Scorer([system], metrics, tmp_path)(_item())['x 6']
+  assert record['problems'] == {'bad': 'RuntimeError: too short to tell'} and record['scores']['good']
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  config = tiny(base.get_config())
+  config.model.num_stages, config.rates = 8, (2, 4, 8)
+  config.train.steps = 1
+  workdir = tmp_path_factory.mktemp('run')
+  train_lib.train(config, workdir)
+  return workdir
+
+
+@pytest.fixture
+def speech(tmp_path):
+  """Three speakers' clips, one of them too short for STOI, and a file that is no audio."""
+  for i, seconds in enumerate((2.0, 1.5, 0.4)):
+    audio = SyntheticSource(3, seed=0)[i]['audio'][:int(16000 * seconds)]
+    soundfile.write(tmp_path / f'{i}.wav', audio, 16000)
+  (tmp_path / 'bad.wav').write_bytes(b'RIFF')
+  rows = [{'path': f'{i}.wav', 'split': 'test', 'speaker': f's{i}', 'emotion': e, 'gender': 'F'}
+          for i, e in enumerate(('happy', 'sad', 'happy'))] + [{'path': 'bad.wav', 'split': 'test'}]
+  (tmp_path / 'm.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  return tmp_path / 'm.jsonl'
+
+
+def test_evaluation_scores_every_rate_beside_peers(run, speech, tmp_path, capsys):
+  """The codec at three rates and Opus, in processes of their own; again from what was kept."""
+  out = tmp_path / 'out'
+  args = ['--checkpoint', str(run), '--data', str(speech), '--out', str(out), '--cache',
+          str(tmp_path / 'c'), '--metrics', 'spectral', 'energy', 'network', '--peers', 'opus',
+          'no/such/model', '--clips', '2']
+  assert evaluate.main([*args, '--jobs', '2']) == 0
+  results = json.loads((out / 'results.json').read_text())
+  table = list(csv.DictReader((out / 'files.csv').open()))
+  labels = ['original', 'affectcodec 1.5', 'affectcodec 3', 'affectcodec 6', 'opus 6', 'opus 9', 'opus 12']
+  assert list(results['systems']) == labels and results['files'] == 3 and len(table) == 21
+  assert 'no/such/model' in results['absent']
+  for label in labels:
+    mel = results['systems'][label]['scores']['mel']
+    values = [float(r['mel']) for r in table if r['label'] == label]
+    assert mel['mean'] == pytest.approx(np.mean(values)) and mel['low'] <= mel['mean'] <= mel['high']
+  original = results['systems']['original']['scores']
+  assert original['mel']['mean'] == 0 and original['network_agreement']['mean'] == 1
+  assert results['systems']['affectcodec 3']['measured_kbps'] == pytest.approx(3.0, rel=0.02)
+  codec = results['codec']
+  assert codec['parameters']['all'] == sum(v for k, v in codec['parameters'].items() if k != 'all')
+  assert codec['usage']['bits_per_second']['nominal'] == 6000 and codec['working_bytes']['decode'] > 0
+  kept = {p: p.stat().st_mtime_ns for p in (tmp_path / 'c').rglob('*.json')}
+  assert len(kept) == 21
+  assert evaluate.main([*args, '--jobs', '1', '--no-report']) == 0
+  assert {p: p.stat().st_mtime_ns for p in (tmp_path / 'c').rglob('*.json')} == kept
+  again = json.loads((out / 'results.json').read_text())
+  for label in labels:
+    assert again['systems'][label]['scores'] == results['systems'][label]['scores']
+  assert 'skipped 1 of 4 files' in capsys.readouterr().err or results['skipped'] == 1
+
+
+def test_the_page_holds_all_it_shows(run, speech, tmp_path):
+  """No address of elsewhere in it; every clip through every system; a too short clip is told."""
+  pytest.importorskip('jinja2')
+  pytest.importorskip('pystoi')
+  args = ['--checkpoint', str(run), '--data', str(speech), '--out', str(tmp_path / 'out'), '--jobs', '1',
+          '--cache', str(tmp_path / 'c'), '--metrics', 'spectral', 'network', 'stoi', '--peers', 'none',
+          '--clips', '2']
+  assert evaluate.main(args) == 0
+  page = (tmp_path / 'out' / 'report.html').read_text()
+  outside = {u for u in re.findall(r'(?:src|href)="([^"]{0,40})', page) if not u.startswith(('data:', '#'))}
+  assert not outside and '@import' not in page and '<script' not in page
+  assert page.count('<audio') == page.count('<img') == 2 * 4
+  assert 'shorter than half a second' in page and 'var(--series-0)' in page and '#0302' not in page
+
+
+def test_mistakes_get_one_line(run, speech, tmp_path, capsys):
+  args = ['--data', str(speech), '--out', str(tmp_path / 'out'), '--cache', str(tmp_path / 'c')]
+  for more, message in ((['--peers', 'none'], 'nothing to score'),
+                        (['--metrics', 'loudness'], "no metric 'loudness'; there are spectral"),
+                        (['--jobs', '0'], '--jobs at least 1'),
+                        (['--checkpoint', str(tmp_path)], 'workdir of a training run'),
+                        (['--peers', 'opus', '--split', 'none'], "split 'none'"),
+                        (['--svm', str(tmp_path)], 'affectcodec_jax.judges'),
+                        (['--classifier', str(tmp_path / 'none')], 'none')):
+    assert evaluate.main([*args, *more]) == 2
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert err.startswith('error: ') and message in err
