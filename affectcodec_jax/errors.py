@@ -13,13 +13,19 @@ class UserError(Exception):
 
 
 def run_command(command):
-  """Calls `command()`; returns the exit status: what it returns, 0 for None, 2 after a `UserError`."""
+  """Calls `command()`; returns the exit status: what it returns, 0 for None, 2 after a `UserError`.
+
+  130 after Ctrl-C, as shells have it.
+  """
   logging.basicConfig(format='%(message)s', level=logging.WARNING)
   try:
     return command() or 0
   except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
     print(f'error: {e}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print('stopped', file=sys.stderr)
+    return 130
 
 
 def require_extra(module, package=None):

@@ -78,9 +78,17 @@ def evaluate(args):
   source = FolderSource(args.data, args.split)
   chosen = choose_files(source, args)
 
-  items = (item for item in map(source.__getitem__, chosen) if item is not None)
+  places = {}  # where in the source a file is
+
+  def items():
+    for i in chosen:
+      item = source[i]
+      if item is not None:
+        places[item['name']] = i
+        yield item
+
   rows, signal = [], []
-  scored = scoring.score_files(items, args.checkpoint, peers, metrics, models, cache, args.jobs)
+  scored = scoring.score_files(items(), args.checkpoint, peers, metrics, models, cache, args.jobs)
   for item, records in tqdm.tqdm(scored, total=len(chosen), unit='file', smoothing=0):
     rows += summary.make_rows(item, records)
     if sum(map(len, signal)) < facts.SECONDS * 16000:
@@ -109,7 +117,8 @@ def evaluate(args):
   if not args.no_report:
     from affectcodec_jax.evaluation import report
     try:
-      report.write_report(out / 'report.html', results, rows, systems, source, args.clips)
+      report.write_report(out / 'report.html', results, rows, systems, lambda name: source[places[name]],
+                          args.clips)
       print(f'report: {out / "report.html"}')
     except UserError as e:
       print(f'no report: {e}', file=sys.stderr)

@@ -72,7 +72,12 @@ def test_neural_peers(transformers, tmp_path, speech):
       'mimi': t.MimiModel(t.MimiConfig(
           hidden_size=32, num_filters=4, codebook_dim=16, vector_quantization_hidden_dimension=16,
           num_hidden_layers=1, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2,
-          head_dim=16, upsample_groups=32))}
+          head_dim=16, upsample_groups=32)),
+      'xcodec': t.XcodecModel(t.XcodecConfig(
+          acoustic_model_config={'model_type': 'dac', 'encoder_hidden_size': 4, 'decoder_hidden_size': 32,
+                                 'hidden_size': 16},
+          semantic_model_config={'model_type': 'hubert', 'hidden_size': 16, 'num_hidden_layers': 1,
+                                 'num_attention_heads': 2, 'intermediate_size': 16}))}
   for name, model in models.items():
     model.save_pretrained(tmp_path / name)
     systems = neural_peers.load(str(tmp_path / name))

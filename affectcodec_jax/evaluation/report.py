@@ -21,7 +21,7 @@ HEADLINES = ('all_macro', 'network_agreement', 'f0_correlation', 'pesq', 'estoi'
              'speaker_resemblyzer', 'wer')
 
 
-def write_report(path, results, rows, systems, source, num_clips):
+def write_report(path, results, rows, systems, read, num_clips):
   """Writes the page.
 
   Args:
@@ -29,7 +29,7 @@ def write_report(path, results, rows, systems, source, num_clips):
     results: of `evaluate`.
     rows: of `summary.make_rows`, judged.
     systems: to run over the clips that are shown.
-    source: of the files.
+    read: a file's name to its item.
     num_clips: files to hear.
 
   Raises:
@@ -47,7 +47,7 @@ def write_report(path, results, rows, systems, source, num_clips):
       series=[n for n in names if n != 'original'], headlines=headlines(results, order),
       emotion_curves=curves(results, [*judge_curves(results), *EMOTION_CURVES], order),
       quality_curves=curves(results, QUALITY_CURVES, order), bars=bars(results),
-      best=best_of(results, order), clips=clips(rows, systems, source, num_clips), own=own_labels(results),
+      best=best_of(results, order), clips=clips(rows, systems, read, num_clips), own=own_labels(results),
       metrics={k: (v, METRICS[k].licence if k in METRICS else '') for k, v in results['metrics'].items()})
   write_whole(path, page.encode())
 
@@ -131,21 +131,14 @@ def best_of(results, present):
   return best
 
 
-def clips(rows, systems, source, count):
+def clips(rows, systems, read, count):
   """What is heard and seen of a few files, of different emotions where there are."""
   candidates = [r for r in rows if r['system'] == 'original' and 1.0 <= r['seconds'] <= 6.0]
   candidates = candidates or [r for r in rows if r['system'] == 'original']
-  chosen, seen = [], set()
-  for r in candidates + candidates:
-    if len(chosen) < count and r not in chosen and (r['emotion'] not in seen or len(seen) >= len(EMOTIONS)):
-      chosen.append(r)
-      seen.add(r['emotion'])
-  for r in candidates:
-    if len(chosen) < count and r not in chosen:
-      chosen.append(r)
-  items = {item['name']: item for item in map(source.__getitem__, range(len(source))) if item is not None
-           and item['name'] in {r['file'] for r in chosen}} if chosen else {}
-  return [_clip(items[r['file']], systems) for r in chosen]
+  firsts = {r['emotion']: r for r in reversed(candidates)}  # of each emotion
+  chosen = sorted(firsts.values(), key=lambda r: r['emotion'], reverse=True)[:count]
+  chosen += [r for r in candidates if r not in chosen][:count - len(chosen)]
+  return [_clip(read(r['file']), systems) for r in chosen]
 
 
 def _clip(item, systems):

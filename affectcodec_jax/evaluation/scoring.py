@@ -13,6 +13,9 @@ import json
 import multiprocessing
 import os
 import pathlib
+import signal
+import threading
+import time
 import warnings
 
 import numpy as np
@@ -132,7 +135,16 @@ _scorer = None  # of a worker process
 
 def _start(checkpoint, peers, metrics, models, cache):
   global _scorer
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to stop
+  threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
   _scorer = make_scorer(make_systems(checkpoint, peers)[0], metrics, models, cache)
+
+
+def _leave_with(parent):
+  """Ends this process when its parent is gone, however that ended: nobody would wait for it."""
+  while os.getppid() == parent:
+    time.sleep(2)
+  os._exit(1)
 
 
 def _work(item):
@@ -170,13 +182,17 @@ def score_files(items, checkpoint, peers, metrics, models, cache, jobs):
     with concurrent.futures.ProcessPoolExecutor(
         jobs, multiprocessing.get_context('spawn'), _start, settings) as pool:
       waiting = []
-      for item in items:
-        waiting.append((item, pool.submit(_work, item)))
-        if len(waiting) > 2 * jobs:
-          done, result = waiting.pop(0)
+      try:
+        for item in items:
+          waiting.append((item, pool.submit(_work, item)))
+          if len(waiting) > 2 * jobs:
+            done, result = waiting.pop(0)
+            yield done, result.result()
+        for done, result in waiting:
           yield done, result.result()
-      for done, result in waiting:
-        yield done, result.result()
+      except BaseException:  # Ctrl-C too: what is not begun is not to be waited for
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
   except concurrent.futures.process.BrokenProcessPool as e:
     raise UserError('a process of the evaluation died, perhaps for lack of memory; the same command goes '
                     'on where it stopped, and --jobs 1 needs least') from e

@@ -35,7 +35,7 @@ def _interval(value, values):
     return None
   values = values[np.isfinite(values)]
   low, high = np.percentile(values, [2.5, 97.5]) if values.size else (value, value)
-  return {'mean': float(value), 'low': float(low), 'high': float(high)}
+  return {k: float(f'{v:.6g}') for k, v in (('mean', value), ('low', low), ('high', high))}
 
 
 class Speakers:
