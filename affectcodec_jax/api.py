@@ -6,7 +6,6 @@ import os
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from affectcodec_jax import audio as audio_lib
@@ -14,10 +13,10 @@ from affectcodec_jax import weights
 from affectcodec_jax.bitstream import Tokens
 from affectcodec_jax.config import load_config
 from affectcodec_jax.errors import UserError
-from affectcodec_jax.models.codec import Codec, bits_per_stage, hop_length
-from affectcodec_jax.teachers import encoder_features
+from affectcodec_jax.inference import Inference
+from affectcodec_jax.models.codec import bits_per_stage, hop_length
 from affectcodec_jax.training.checkpoints import restore_ema
-from affectcodec_jax.training.state import init_params, make_codec
+from affectcodec_jax.training.state import init_params
 
 
 def use_compilation_cache():
@@ -69,20 +68,7 @@ class Pretrained:
     self.step = step
     self.hop_length = hop_length(config.model)
     self.fingerprint = weights.fingerprint(config.model.to_dict(), params, frozen)
-    codec = make_codec(config)
-
-    @jax.jit
-    def analyse(params, frozen, audio, mask):
-      features = encoder_features(config, frozen, audio, mask)
-      u = codec.apply({'params': params}, audio, features, mask, method=Codec.analyse)
-      return codec.apply({'params': params}, u, method=Codec.quantize).indices
-
-    @jax.jit
-    def synthesise(params, indices, mask):
-      latent = codec.apply({'params': params}, indices, method=Codec.lookup)
-      return codec.apply({'params': params}, latent * mask[..., None], method=Codec.synthesise)
-
-    self._analyse, self._synthesise = analyse, synthesise
+    self._inference = Inference(config, frozen)
 
   @property
   def stage_kbps(self):
@@ -116,16 +102,21 @@ class Pretrained:
       `Tokens`: `codes` `[frames, stages]` with the length and level needed to decode exactly. It
       goes wherever an array goes.
     """
+    return self.encode_batch([audio], sample_rate, kbps)[0]
+
+  def encode_batch(self, recordings, sample_rate, kbps=None, batch=1):
+    """`encode` of a list of recordings, of any lengths, `batch` pieces of 20 s or less at a time.
+
+    Each comes out as it does by itself.
+    """
     stages = self.num_stages(kbps)
-    audio = audio_lib.resample(audio_lib.to_mono(audio), sample_rate, self.sample_rate)
-    gain = audio_lib.level_gain(audio)
-    frames = -(-len(audio) // self.hop_length)
-    padded = np.zeros((1, _bucket(frames) * self.hop_length), np.float32)
-    padded[0, :len(audio)] = audio * 10 ** (gain / 20)
-    mask = np.arange(_bucket(frames))[None] < frames
-    codes = self._analyse(self.params, self.frozen, padded, mask)[0, :frames, :stages]
-    return Tokens(codes=np.asarray(codes), num_samples=len(audio), gain_db=gain,
-                  bits_per_code=bits_per_stage(self.config.model), fingerprint=self.fingerprint)
+    mono = [audio_lib.resample(audio_lib.to_mono(r), sample_rate, self.sample_rate) for r in recordings]
+    gains = [audio_lib.level_gain(r) for r in mono]
+    levelled = [r * np.float32(10 ** (gain / 20)) for r, gain in zip(mono, gains)]
+    codes = self._inference.encode(self.params, self.frozen, levelled, batch)
+    return [Tokens(codes=c[:, :stages], num_samples=len(r), gain_db=gain,
+                   bits_per_code=bits_per_stage(self.config.model), fingerprint=self.fingerprint)
+            for c, r, gain in zip(codes, mono, gains)]
 
   def decode(self, tokens, kbps=None):
     """Decodes `Tokens`, or a plain integer array `[frames, stages]` of any number of stages.
@@ -136,6 +127,22 @@ class Pretrained:
     Raises:
       UserError: tokens of another model, or codes out of range.
     """
+    return self.decode_batch([tokens], kbps)[0]
+
+  def decode_batch(self, tokens, kbps=None, batch=1):
+    """`decode` of a list of `Tokens` or arrays of one number of stages; each comes out as by itself.
+
+    Raises:
+      UserError: as `decode`; tokens of different rates, and no `kbps` that all of them hold.
+    """
+    codes, samples, gains = zip(*(self._checked(t, kbps) for t in tokens))
+    if len({c.shape[1] for c in codes}) > 1:
+      raise UserError('these tokens have different rates; give kbps')
+    audio = self._inference.decode(self.params, codes, batch)
+    return [a[:n] / np.float32(10 ** (gain / 20)) for a, n, gain in zip(audio, samples, gains)]
+
+  def _checked(self, tokens, kbps):
+    """(codes of the stages asked for, samples, gain in dB) of what `decode` takes."""
     top = self.config.model.num_stages
     if isinstance(tokens, Tokens):
       if tokens.fingerprint != self.fingerprint:
@@ -153,30 +160,8 @@ class Pretrained:
       if self.num_stages(kbps) > codes.shape[1]:
         raise UserError(f'these tokens hold {self.stage_kbps * codes.shape[1]:g} kbps, not {kbps:g}')
       codes = codes[:, :self.num_stages(kbps)]
-    frames = len(codes)
-    padded = np.zeros((1, _bucket(frames), codes.shape[1]), np.int32)
-    padded[0, :frames] = codes
-    mask = (np.arange(_bucket(frames))[None] < frames).astype(np.float32)
-    decoded = np.asarray(self._synthesise(self.params, jnp.asarray(padded), mask))[0, :samples]
-    return decoded / np.float32(10 ** (gain / 20))
+    return np.asarray(codes, np.int32), samples, gain
 
   def working_memory(self, seconds):
     """Bytes besides weights that XLA reserves to encode and to decode so many seconds, by name."""
-    frames = _bucket(math.ceil(seconds * self.sample_rate / self.hop_length))
-    audio = jax.ShapeDtypeStruct((1, frames * self.hop_length), jnp.float32)
-    codes = jax.ShapeDtypeStruct((1, frames, self.config.model.num_stages), jnp.int32)
-    programs = {
-        'encode': self._analyse.lower(self.params, self.frozen, audio,
-                                      jax.ShapeDtypeStruct((1, frames), bool)),
-        'decode': self._synthesise.lower(self.params, codes,
-                                         jax.ShapeDtypeStruct((1, frames), jnp.float32))}
-    return {name: p.compile().memory_analysis().temp_size_in_bytes for name, p in programs.items()}
-
-
-def _bucket(frames):
-  """Frames to compute for `frames`: a multiple of 50 and, from 400 on, at most a quarter more.
-
-  There are few such numbers, so there is little to compile.
-  """
-  step = max(50, 2 ** (frames.bit_length() - 1) // 4)
-  return -(-frames // step) * step
+    return self._inference.working_memory(self.params, self.frozen, math.ceil(seconds * 50))

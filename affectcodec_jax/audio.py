@@ -37,17 +37,25 @@ def read_audio(path, start=0.0, seconds=None):
     with soundfile.SoundFile(path) as f:
       f.seek(int(start * f.samplerate))
       limit = math.inf if seconds is None else int(seconds * f.samplerate)
-      # In blocks: the number of samples that a header promises is not to be trusted with memory.
-      blocks, count = [np.zeros((0, f.channels), np.float32)], 0
+      # In blocks, made mono and resampled one by one: neither does the number of samples that a header
+      # promises have to be true, nor do hours at a high rate have to fit into memory.
+      stream = soxr.ResampleStream(f.samplerate, SAMPLE_RATE, 1) if f.samplerate != SAMPLE_RATE else None
+      blocks, count = [], 0
       while count < limit and (block := f.read(min(1 << 20, limit - count), dtype='float32',
                                                always_2d=True)).size:
-        blocks.append(block)
         count += len(block)
-      audio, native_rate = np.concatenate(blocks), f.samplerate  # [samples, channels]
+        mono = block.mean(axis=1)  # [samples, channels] -> [samples]
+        blocks.append(stream.resample_chunk(mono) if stream else mono)
+      if stream and count:
+        blocks.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+      native_rate = f.samplerate
   except (soundfile.SoundFileError, RuntimeError, OSError, ValueError, MemoryError) as e:
     reason = str(e).split(': ')[-1].rstrip('.')
     raise UserError(f'{path}: not a readable audio file ({reason}); give WAV, FLAC, OGG or MP3') from e
-  return resample(to_mono(audio, path), native_rate, SAMPLE_RATE, path)
+  audio = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+  if count and not audio.size:
+    raise UserError(f'{path}: {count} samples at {native_rate} Hz are too short to resample')
+  return to_mono(audio, path)
 
 
 def to_mono(audio, name='audio'):
@@ -55,7 +63,7 @@ def to_mono(audio, name='audio'):
   audio = np.asarray(audio)
   if np.issubdtype(audio.dtype, np.integer):
     audio = audio / float(np.iinfo(audio.dtype).max + 1)
-  audio = audio.astype(np.float32)
+  audio = audio.astype(np.float32, copy=False)
   if audio.ndim == 2:
     audio = audio.mean(axis=1)  # [samples, channels] -> [samples]
   if audio.ndim != 1:
@@ -112,8 +120,12 @@ def check_writable_kind(path):
 
 def active_level(audio):
   """RMS in dBFS of the parts of `[samples]` that are speech, not pause; -inf for digital silence."""
-  frames = np.pad(audio, (0, -len(audio) % _GATE_FRAME)).reshape(-1, _GATE_FRAME)  # [frames, 320]
-  energy = np.mean(np.square(frames, dtype=np.float64), axis=1)
+  whole = len(audio) // _GATE_FRAME * _GATE_FRAME
+  frames = audio[:whole].reshape(-1, _GATE_FRAME)  # [frames, 320]
+  energy = np.einsum('ts,ts->t', frames, frames, dtype=np.float64) / _GATE_FRAME
+  if whole < len(audio):
+    last = np.sum(np.square(audio[whole:], dtype=np.float64)) / _GATE_FRAME
+    energy = np.append(energy, last)
   gate = energy.max() * 10 ** (-_GATE_DB / 10)
   active = energy[energy >= max(gate, 1e-12)]
   return 10 * np.log10(active.mean()) if active.size else -np.inf

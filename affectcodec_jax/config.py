@@ -122,7 +122,12 @@ def validate(config):
   if bits_per_stage(m) > 16 or not 1 <= m.num_stages <= 255:
     raise UserError(f'{m.num_stages} stages of {bits_per_stage(m)} bits: a token file holds at most 255 '
                     'stages of 16 bits; change model.num_stages or the levels')
-  for name in ('steps', 'batch_size', 'checkpoint_every', 'keep_checkpoints', 'log_every', 'sample_every'):
+  if t.parallel not in ('pmap', 'mesh'):
+    raise UserError(f"train.parallel='{t.parallel}'; use pmap or mesh")
+  if t.fsdp != 1 and t.parallel == 'pmap':
+    raise UserError(f'train.fsdp={t.fsdp} needs train.parallel=mesh: with pmap every device has it all')
+  for name in ('steps', 'batch_size', 'accumulate', 'fsdp', 'checkpoint_every', 'keep_checkpoints',
+               'log_every', 'sample_every'):
     if t[name] < 1:
       raise UserError(f'train.{name}={t[name]} must be at least 1')
   if config.seed < 0 or config.data.num_workers < 0:

@@ -58,14 +58,18 @@ def train(config, workdir):
   # ---- Devices and folder ----
   use_compilation_cache()
   if config.train.distributed:
+    # launch/local.sh says who is who; TPU pods, Slurm and Open MPI are found by JAX itself.
+    names = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
+    told = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
     try:
-      jax.distributed.initialize()  # finds TPU pods, Slurm and Open MPI by itself
+      jax.distributed.initialize(**told)
     except (ValueError, RuntimeError) as e:
-      raise UserError(f'train.distributed: the other processes were not found ({e}); leave it False on '
-                      'one machine, start through launch/tpu.sh, Slurm or MPI on several') from e
+      raise UserError(f'train.distributed: the other processes were not found ({e}); leave it False for '
+                      'one process, start several by launch/local.sh, launch/tpu.sh, Slurm or MPI') from e
   chief = jax.process_index() == 0
   say = (lambda *a: print(*a, flush=True)) if chief else (lambda *a: None)
-  local_batch = parallel.local_batch_size(config.train.batch_size)
+  local_batch = parallel.local_batch_size(config)
+  devices = parallel.make_parallel(config)
   _check_workdir(config, workdir)
   say(f'{jax.device_count()} {jax.default_backend()} device(s), batch {config.train.batch_size} x '
       f'{config.data.crop_seconds} s, run in {workdir}')
@@ -114,8 +118,8 @@ def train(config, workdir):
       weights.save_params(own[name], frozen[name])
   if chief:
     config_lib.save_config(workdir / 'config.json', config)
-  frozen_copies = parallel.replicate(frozen)
-  state = parallel.replicate(state)
+  frozen_copies = devices.place(frozen)
+  state = devices.place(state)
 
   # ---- Loop ----
   writer = metrics.MetricWriter(workdir, step, config.train.steps) if chief else None
@@ -130,8 +134,8 @@ def train(config, workdir):
   def drain(keep):
     while len(pending) > keep:
       at, values = pending.popleft()
-      if not values['finite'][0] or at % config.train.log_every == 0:
-        scalars = {k: float(v[0]) for k, v in values.items() if k != 'finite'}
+      if not devices.value(values['finite']) or at % config.train.log_every == 0:
+        scalars = {k: devices.value(v) for k, v in values.items() if k != 'finite'}
         metrics.check_finite(at, scalars, advice)
         scalars['steps_per_second'] = (at - clock[1]) / max(time.time() - clock[0], 1e-9)
         if hasattr(source, 'skipped') and not config.data.num_workers:  # workers keep their own count
@@ -145,20 +149,20 @@ def train(config, workdir):
   def checkpoint(at):
     drain(0)  # never save a state whose losses were not finite
     if at not in manager.all_steps():
-      checkpoints.save(manager, parallel.unreplicate(state), iterator)
+      checkpoints.save(manager, devices.fetch(state), iterator)
 
   def sample(at):
+    ema = devices.fetch(state.ema) if clips else None  # every process has a part in that
     if sampler:
-      decoded = sampler(parallel.unreplicate(state.ema))
-      metrics.write_clips(workdir / 'samples' / f'step_{at:07d}', decoded)
+      metrics.write_clips(workdir / 'samples' / f'step_{at:07d}', sampler(ema))
 
   try:
     while step < config.train.steps:
       adversarial = step >= config.train.adversarial_start and config.loss.adversarial > 0
       if adversarial not in programs:
         say(f'compiling the training step {"with" if adversarial else "without"} discriminator')
-        programs[adversarial] = parallel.pmap_train_step(config, adversarial)
-      batch = parallel.split_batch({'audio': next(iterator)['audio']})
+        programs[adversarial] = devices.compile(adversarial)
+      batch = devices.split({'audio': next(iterator)['audio']})
       state, values = programs[adversarial](state, frozen_copies, batch)
       step += 1
       pending.append((step, values))

@@ -77,14 +77,54 @@ def test_n_devices_equal_one(tiny_config, devices):
   mapped = jax.pmap(step, axis_name='data', devices=jax.devices()[:devices])
   copies = jax.tree.map(lambda x: np.stack([x] * devices), (state, teacher))
   many, mn = mapped(*copies, {'audio': audio.reshape(devices, -1, audio.shape[1])})
-  for name in m1:
-    np.testing.assert_allclose(mn[name][0], m1[name], rtol=2e-4, atol=1e-5, err_msg=name)
+  first = lambda tree: jax.tree.map(lambda x: x[0], tree)
+  _same_update(one, first(many), m1, first(mn))
+
+
+def _same_update(one, many, one_metrics, many_metrics):
+  """As in `test_n_devices_equal_one`."""
+  for name in one_metrics:
+    np.testing.assert_allclose(many_metrics[name], one_metrics[name], rtol=2e-4, atol=1e-5, err_msg=name)
   moments = lambda s: jax.tree.leaves((s.opt_state, s.disc_opt_state))
   for a, b in zip(moments(one), moments(many)):
-    a, b = np.asarray(a, np.float64), np.asarray(b[0], np.float64)
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     np.testing.assert_allclose(b, a, rtol=1e-2, atol=2e-4 * max(np.abs(a).max(), 1e-12))
 
 
-def test_batch_must_divide_over_devices():
+@pytest.mark.parametrize('kind, fsdp, accumulate', [('mesh', 4, 1), ('pmap', 1, 2), ('mesh', 2, 2)])
+def test_every_way_of_sharing_the_work_makes_the_same_update(tiny_config, kind, fsdp, accumulate):
+  """8 devices, state split over 1, 4 or 2 of them, one or two pieces, against one device and one piece."""
+  config = tiny_config
+  config.train.batch_size = 16
+  state, teacher = state_and_teacher(config)
+  state = state.replace(step=np.int32(2))  # past the warm-up's zero rate
+  audio = batch(config)
+  one, m1 = jax.jit(functools.partial(train_step, config=config, adversarial=True))(
+      state, teacher, {'audio': audio})
+  config.train.update(parallel=kind, fsdp=fsdp, accumulate=accumulate)
+  config_lib.validate(config)
+  devices = parallel.make_parallel(config)
+  placed = devices.place(state)
+  if fsdp > 1:
+    largest = max(jax.tree.leaves(placed.params), key=lambda x: x.size)
+    assert largest.addressable_shards[0].data.size == largest.size // fsdp
+  many, mn = devices.compile(True)(placed, devices.place(teacher), devices.split({'audio': audio}))
+  _same_update(one, devices.fetch(many), m1, {k: devices.value(v) for k, v in mn.items()})
+  if kind == 'mesh':  # a second step takes the state as the first one left it
+    layouts = [x.sharding for x in jax.tree.leaves(placed)]
+    assert [x.sharding for x in jax.tree.leaves(many)] == layouts
+
+
+def test_batch_must_divide_over_devices_and_pieces(tiny_config):
+  tiny_config.train.batch_size = 12
   with pytest.raises(UserError, match='multiple of 8'):
-    parallel.local_batch_size(12)
+    parallel.local_batch_size(tiny_config)
+  tiny_config.train.update(batch_size=24, accumulate=2)
+  with pytest.raises(UserError, match='multiple of 16'):
+    parallel.local_batch_size(tiny_config)
+  tiny_config.train.update(parallel='mesh', fsdp=3)
+  with pytest.raises(UserError, match='does not divide 8 devices'):
+    parallel.make_parallel(tiny_config)
+  tiny_config.train.update(parallel='pmap')
+  with pytest.raises(UserError, match='needs train.parallel=mesh'):
+    config_lib.validate(tiny_config)

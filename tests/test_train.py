@@ -159,3 +159,14 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
   assert 'stopped at step' in out
   step = int(out.split('stopped at step ')[1].split(';')[0])
   assert checkpoints.make_manager(tmp_path).latest_step() == step >= 3
+
+
+def test_a_run_over_a_mesh_goes_on_under_pmap(tiny_config, tmp_path, capsys):
+  """Two steps with the state split over 4 devices, two more with a copy on each of 8."""
+  tiny_config.train.update(parallel='mesh', fsdp=4, steps=2)
+  train_lib.train(tiny_config, tmp_path)
+  tiny_config.train.update(parallel='pmap', fsdp=1, steps=4)
+  assert train_lib.train(tiny_config, tmp_path)
+  assert 'resumed at step 2' in capsys.readouterr().out
+  steps = [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert steps == [1, 2, 3, 4]

@@ -57,12 +57,31 @@ class Codec(nn.Module):
     Returns:
       `[batch, frames, emotion_dim + acoustic_dim]` float32.
     """
-    acoustic = self.encoder(audio)  # A: [B, T, acoustic_width]
     emotion = self.adapter(features)  # E: [B, T, adapter_dim]
+    embedding = self.pool(emotion, mask) if self.config.conditioning else None
+    return self.partition(self.to_emotion(emotion), self.encoder(audio), embedding)
+
+  def partition(self, u_e, acoustic, embedding):
+    """U = [U_e, U_a] of U_e, the encoder output A, and an embedding `[batch, adapter_dim]`."""
     if self.config.conditioning:
-      acoustic = self.film(acoustic, self.pool(emotion, mask))
-    u = jnp.concatenate([self.to_emotion(emotion), self.to_acoustic(acoustic)], axis=-1)
-    return u.astype(jnp.float32)
+      acoustic = self.film(acoustic, embedding)
+    return jnp.concatenate([u_e, self.to_acoustic(acoustic)], axis=-1).astype(jnp.float32)
+
+  def analyse_emotion(self, features, mask, context):
+    """The emotion path of a piece of a recording that has `context` frames too many on either side.
+
+    Returns:
+      U_e `[batch, frames - 2 * context, emotion_dim]` and the piece's `AttentionPool.part`.
+    """
+    inner = slice(context, features.shape[1] - context)
+    emotion = self.adapter(features)[:, inner]
+    part = self.pool.part(emotion, mask[:, inner]) if self.config.conditioning else ()
+    return self.to_emotion(emotion), part
+
+  def analyse_acoustic(self, audio, u_e, embedding, context):
+    """U of such a piece, from audio `[batch, samples]`, its U_e and the recording's embedding."""
+    acoustic = self.encoder(audio)
+    return self.partition(u_e, acoustic[:, context:acoustic.shape[1] - context], embedding)
 
   def quantize(self, u):
     """`Quantized` of U `[batch, frames, dim]`."""

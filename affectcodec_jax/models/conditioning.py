@@ -5,9 +5,12 @@ scales and shifts the acoustic latent (FiLM). Fine: frame by frame, into the qua
 block only.
 """
 
+import math
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from affectcodec_jax.models.layers import RESIDUAL_GAIN, Conv
 
@@ -32,11 +35,33 @@ class AttentionPool(nn.Module):
   """Softmax-weighted mean over frames: `[B, T, D]` and validity `[B, T]` to `[B, D]`."""
 
   @nn.compact
-  def __call__(self, x, mask):
+  def scores(self, x):
+    """Logits of the weights, `[B, T]` float32."""
     x = x.astype(jnp.float32)
-    score = nn.Dense(1, use_bias=False)(jnp.tanh(nn.Dense(x.shape[-1] // 2)(x)))[..., 0]  # [B, T]
-    weights = jax.nn.softmax(jnp.where(mask, score, -jnp.inf), axis=-1)
-    return jnp.einsum('bt,btd->bd', weights, x)
+    return nn.Dense(1, use_bias=False)(jnp.tanh(nn.Dense(x.shape[-1] // 2)(x)))[..., 0]
+
+  def __call__(self, x, mask):
+    weights = jax.nn.softmax(jnp.where(mask, self.scores(x), -jnp.inf), axis=-1)
+    return jnp.einsum('bt,btd->bd', weights, x.astype(jnp.float32))
+
+  def part(self, x, mask):
+    """What a piece of a recording adds: highest score `[B]`, sum of weights `[B]`, weighted sum `[B, D]`.
+
+    Weights are relative to the highest score; `combine` puts pieces together.
+    """
+    scores = jnp.where(mask, self.scores(x), -jnp.inf)
+    top = jnp.max(scores, axis=-1)
+    weights = jnp.where(mask, jnp.exp(scores - top[:, None]), 0.0)
+    return top, jnp.sum(weights, axis=-1), jnp.einsum('bt,btd->bd', weights, x.astype(jnp.float32))
+
+
+def combine(parts):
+  """The pooled vector `[D]` of a recording from its pieces' (top, sum, weighted sum), in float64."""
+  highest = max(top for top, _, _ in parts)
+  scale = [math.exp(top - highest) for top, _, _ in parts]
+  total = sum(s * float(weight) for s, (_, weight, _) in zip(scale, parts))
+  pooled = sum(s * np.asarray(v, np.float64) for s, (_, _, v) in zip(scale, parts))
+  return (pooled / total).astype(np.float32)
 
 
 class FiLM(nn.Module):

@@ -18,6 +18,12 @@ _FINE = (960, 320, 128)  # 60 ms every 20 ms: bins of 17 Hz
 _DILATIONS = (1, 2, 4, 8)
 
 
+def context(depth):
+  """Frames on either side that a frame of a `SpeechNet` of so many residual layers depends on."""
+  # Windows of up to 3 hops: one frame; the first kernel of 3: one; kernels of 5 at their dilations.
+  return 2 + sum(2 * _DILATIONS[i % len(_DILATIONS)] for i in range(depth))
+
+
 class SpeechNet(nn.Module):
   """Log-mels and `depth` residual convolutions: `[B, samples]` to `[B, samples / 320, width]`."""
 

@@ -1,9 +1,18 @@
-"""Data parallelism by `pmap`: replicate the state, split the batch, average the gradients."""
+"""One training step over many devices, by `pmap` or over a mesh; chosen by `train.parallel`.
+
+'pmap': every device has the whole state and its part of the batch; gradients are averaged. 'mesh': the same
+`train_step` under `jit` over a mesh of axes `data` and `fsdp`. The batch is split over both; parameters,
+their average and the optimisers' moments over `fsdp`, each along its longest axis that divides; XLA puts in
+the collectives. With `train.fsdp=1` nothing but the batch is split.
+"""
 
 import functools
+from typing import NamedTuple
 
 from flax import jax_utils
 import jax
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
 from affectcodec_jax.errors import UserError
@@ -12,19 +21,54 @@ from affectcodec_jax.training.step import train_step
 AXIS = 'data'
 
 
+class Parallel(NamedTuple):
+  """How a run uses its devices.
+
+  Attributes:
+    place: a host copy of the state, or of frozen parameters, to the devices.
+    split: this process's part of a batch, leaves `[B / processes, ...]`, to the devices.
+    compile: `adversarial` to a training step of what `place` and `split` give.
+    fetch: what is on the devices to a host copy, whole, the same in every process.
+    value: a metric to a number.
+  """
+
+  place: object
+  split: object
+  compile: object
+  fetch: object
+  value: object
+
+
+def make_parallel(config):
+  """What `train.parallel` names.
+
+  Raises:
+    UserError: `train.fsdp` does not divide the devices.
+  """
+  if config.train.parallel == 'mesh':
+    return _mesh(config)
+  return Parallel(jax_utils.replicate, split_batch, functools.partial(pmap_train_step, config), unreplicate,
+                  lambda x: float(x[0]))
+
+
 def pmap_train_step(config, adversarial):
   """`train_step` over all devices: (replicated state, replicated teacher, split batch)."""
   step = functools.partial(train_step, config=config, adversarial=adversarial, axis_name=AXIS)
   return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,))
 
 
-def local_batch_size(batch_size):
-  """Clips this process reads for a global batch of `batch_size`."""
-  devices = jax.device_count()
-  if batch_size % devices:
-    raise UserError(f'train.batch_size={batch_size} does not divide over {devices} devices; '
-                    f'use a multiple of {devices}')
-  return batch_size // jax.process_count()
+def local_batch_size(config):
+  """Clips this process reads for the global batch.
+
+  Raises:
+    UserError: the batch does not divide over devices and accumulated pieces.
+  """
+  pieces = jax.device_count() * config.train.accumulate
+  if config.train.batch_size % pieces:
+    raise UserError(f'train.batch_size={config.train.batch_size} does not divide over {jax.device_count()} '
+                    f'devices in {config.train.accumulate} pieces (train.accumulate); use a multiple of '
+                    f'{pieces}')
+  return config.train.batch_size // jax.process_count()
 
 
 def split_batch(batch):
@@ -33,9 +77,54 @@ def split_batch(batch):
   return jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
 
 
-replicate = jax_utils.replicate
-
-
 def unreplicate(tree):
   """Host copy of the first replica. A copy indeed: the device's buffers are donated to the next step."""
   return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data[0]), tree)
+
+
+def _mesh(config):
+  devices, fsdp = jax.device_count(), config.train.fsdp
+  if devices % fsdp:
+    raise UserError(f'train.fsdp={fsdp} does not divide {devices} devices')
+  mesh = jax.make_mesh((devices // fsdp, fsdp), (AXIS, 'fsdp'), axis_types=(AxisType.Auto,) * 2)
+
+  def sharding(x):
+    return NamedSharding(mesh, spec(np.shape(x), fsdp))
+
+  def place(tree):
+    # Every process has the whole; each device takes its part.
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(np.shape(x), sharding(x), lambda i: np.asarray(x)[i]), tree)
+
+  def split(batch):
+    over = NamedSharding(mesh, PartitionSpec((AXIS, 'fsdp')))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(over, x), batch)
+
+  def compiled(adversarial):
+    step = functools.partial(train_step, config=config, adversarial=adversarial)
+
+    @functools.partial(jax.jit, donate_argnums=(0,))
+    def run(state, frozen, batch):
+      new, metrics = step(state, frozen, batch)
+      # As it came in: XLA would be free to lay the new state out in another way.
+      return jax.lax.with_sharding_constraint(new, jax.tree.map(sharding, new)), metrics
+
+    return run
+
+  def fetch(tree):
+    if jax.process_count() == 1:
+      return jax.tree.map(np.array, jax.device_get(tree))
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+  return Parallel(place, split, compiled, fetch, float)
+
+
+def spec(shape, parts):
+  """Splits the longest axis that `parts` divides over `fsdp`; small arrays and others stay whole."""
+  if parts == 1 or np.prod(shape) < 1024:
+    return PartitionSpec()
+  fitting = [i for i, n in enumerate(shape) if n % parts == 0]
+  if not fitting:
+    return PartitionSpec()
+  longest = max(fitting, key=lambda i: shape[i])
+  return PartitionSpec(*[None] * longest, 'fsdp')

@@ -1,16 +1,13 @@
 """Held-out clips through the codec at every rate, for the ear and the eye."""
 
-import jax
 import numpy as np
 
 from affectcodec_jax.audio import level_gain
-from affectcodec_jax.models.codec import Codec, hop_length
-from affectcodec_jax.teachers import encoder_features
-from affectcodec_jax.training.state import make_codec
+from affectcodec_jax.inference import Inference
 
 
 def make_sampler(config, frozen, clips):
-  """A function of codec parameters that encodes and decodes `clips` in one batch.
+  """A function of codec parameters that encodes and decodes `clips`.
 
   Args:
     config: the configuration.
@@ -20,35 +17,15 @@ def make_sampler(config, frozen, clips):
   Returns:
     params -> {'0_original': `[samples]`, '0_2_stages': `[samples]`, …}, at the codec's level.
   """
-  codec, hop = make_codec(config), hop_length(config.model)
-  frames = -(-max(len(c['audio']) for c in clips) // hop)
-  audio = np.zeros((len(clips), frames * hop), np.float32)
-  mask = np.zeros((len(clips), frames), bool)
-  for i, clip in enumerate(clips):
-    n = len(clip['audio'])
-    audio[i, :n] = clip['audio'] * 10 ** (level_gain(clip['audio']) / 20)
-    mask[i, :-(-n // hop)] = True
-
-  @jax.jit
-  def analyse(params):
-    features = encoder_features(config, frozen, audio, mask)
-    u = codec.apply({'params': params}, audio, features, mask, method=Codec.analyse)
-    return codec.apply({'params': params}, u, method=Codec.quantize).stages  # [K, B, T, d]
-
-  @jax.jit
-  def synthesise(params, latent):
-    latent = latent * mask[..., None]  # as `decode` does
-    return codec.apply({'params': params}, latent, method=Codec.synthesise)  # [B, L]
+  inference = Inference(config, frozen)
+  levelled = [np.float32(c['audio'] * 10 ** (level_gain(c['audio']) / 20)) for c in clips]
 
   def sample(params):
-    stages = analyse(params)
-    out = {}
+    codes = inference.encode(params, frozen, levelled)
+    out = {f'{i}_original': audio for i, audio in enumerate(levelled)}
     for m in config.rates:
-      decoded = np.asarray(synthesise(params, stages[:m].sum(0)))
-      for i, clip in enumerate(clips):
-        n = len(clip['audio'])
-        out[f'{i}_original'] = audio[i, :n]
-        out[f'{i}_{m}_stages'] = decoded[i, :n]
+      for i, decoded in enumerate(inference.decode(params, [c[:, :m] for c in codes])):
+        out[f'{i}_{m}_stages'] = decoded[:len(levelled[i])]
     return out
 
   return sample

@@ -5,6 +5,8 @@ The multi-rate term decodes every rate of every clip in one batched decoder call
 rate, drawn by biased stage dropout, is always one of those, so it costs no decoding of its own.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -96,16 +98,54 @@ def generator_loss(params, disc_params, frozen, audio, rate, config, adversarial
   return total, (parts, own)
 
 
+def gradients(params, disc_params, frozen, audio, rate, config, adversarial):
+  """Gradients of generator and (when `adversarial`, else None) discriminator, and the losses' means.
+
+  The discriminator sees the generator's output of before this step's update, as DAC's does.
+  """
+  grad_fn = jax.value_and_grad(generator_loss, has_aux=True)
+  (total, (parts, decoded)), grads = grad_fn(
+      params, disc_params, frozen, audio, rate, config, adversarial)
+  metrics = {f'loss/{k}': v for k, v in parts.items()} | {'loss/total': total}
+  if not adversarial:
+    return grads, None, metrics
+  discriminator = make_discriminator(config)
+
+  def disc_loss(disc_params):
+    real = discriminator.apply({'params': disc_params}, audio)
+    fake = discriminator.apply({'params': disc_params}, jax.lax.stop_gradient(decoded))
+    return losses.discriminator_loss(real, fake).mean()
+
+  metrics['loss/discriminator'], disc_grads = jax.value_and_grad(disc_loss)(disc_params)
+  return grads, disc_grads, metrics
+
+
+def accumulated(grad_fn, audio, rate, pieces):
+  """Mean of `grad_fn(audio, rate)` over equal pieces of the batch, one after another: a piece's memory."""
+  if pieces == 1:
+    return grad_fn(audio, rate)
+  # Piece i has clips i, i + pieces, ...: so a batch that is split over devices stays split in each piece.
+  cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), (audio, rate))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                       jax.eval_shape(grad_fn, *jax.tree.map(lambda x: x[0], cut)))
+
+  def add(total, piece):
+    return jax.tree.map(jnp.add, total, grad_fn(*piece)), None
+
+  total, _ = jax.lax.scan(add, zeros, cut)
+  return jax.tree.map(lambda x: x / pieces, total)
+
+
 def train_step(state: TrainState, frozen, batch, *, config, adversarial, axis_name=None):
   """Updates generator, EMA and (when `adversarial`) discriminator.
 
   Args:
     state: the training state.
     frozen: parameters of the emotion networks (see `teachers`).
-    batch: {'audio': `[batch, samples]`} of this device.
+    batch: {'audio': `[batch, samples]`} of this device, or the whole of it where XLA splits it.
     config: the configuration; static.
     adversarial: static; False leaves the discriminator out of the program.
-    axis_name: mapped axis to average over, or None on one device.
+    axis_name: mapped axis to average over; None on one device and where XLA splits the program.
 
   Returns:
     the new state and a dict of scalar metrics, the same on every device.
@@ -118,11 +158,9 @@ def train_step(state: TrainState, frozen, batch, *, config, adversarial, axis_na
   rate = jax.lax.dynamic_slice_in_dim(rates, index * len(audio), len(audio))
   mean = (lambda x: jax.lax.pmean(x, axis_name)) if axis_name else (lambda x: x)
 
-  grad_fn = jax.value_and_grad(generator_loss, has_aux=True)
-  (total, (parts, decoded)), grads = grad_fn(
-      state.params, state.disc_params, frozen, audio, rate, config, adversarial)
-  grads = mean(grads)
-  metrics = {f'loss/{k}': v for k, v in parts.items()} | {'loss/total': total}
+  grad_fn = functools.partial(gradients, state.params, state.disc_params, frozen, config=config,
+                              adversarial=adversarial)
+  grads, disc_grads, metrics = mean(accumulated(grad_fn, audio, rate, config.train.accumulate))
   updates, opt_state = make_optimizer(config, config.train.lr).update(
       grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -130,24 +168,13 @@ def train_step(state: TrainState, frozen, batch, *, config, adversarial, axis_na
   decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
   ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
   state = state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-  norms = {'grad_norm/generator': optax.global_norm(grads)}
+  metrics['grad_norm/generator'] = optax.global_norm(grads)
 
   if adversarial:
-    discriminator = make_discriminator(config)
-
-    def disc_loss(disc_params):
-      real = discriminator.apply({'params': disc_params}, audio)
-      fake = discriminator.apply({'params': disc_params}, jax.lax.stop_gradient(decoded))
-      return losses.discriminator_loss(real, fake).mean()
-
-    value, disc_grads = jax.value_and_grad(disc_loss)(state.disc_params)
-    disc_grads = mean(disc_grads)
-    metrics['loss/discriminator'] = value
     updates, disc_opt_state = make_optimizer(config, config.train.disc_lr).update(
         disc_grads, state.disc_opt_state, state.disc_params)
     state = state.replace(disc_params=optax.apply_updates(state.disc_params, updates),
                           disc_opt_state=disc_opt_state)
-    norms['grad_norm/discriminator'] = optax.global_norm(disc_grads)
-  metrics = mean(metrics) | norms
+    metrics['grad_norm/discriminator'] = optax.global_norm(disc_grads)
   metrics['finite'] = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
   return state, metrics

@@ -1,0 +1,108 @@
+"""launch/local.sh and launch/slurm.sh: with real processes, and with programs that stand in for them."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import pytest
+
+LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
+
+# Takes the place of training: notes how it was called, then does what $FAKE/plan says for its number.
+PYTHON = r'''#!/usr/bin/env bash
+if [[ $1 == -c ]]; then exec /usr/bin/env -S PATH="$REAL_PATH" python "$@"; fi
+echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS: $*" >> "$FAKE/calls"
+trap 'echo "$JAX_PROCESS_ID" >> "$FAKE/asked"; exit 75' TERM
+plan=$(sed -n "$((JAX_PROCESS_ID + 1))p" "$FAKE/plan")
+if [[ $plan != wait ]]; then exit "$plan"; fi
+for i in {1..600}; do sleep 0.1; done
+'''
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+  folder = tmp_path / 'bin'
+  folder.mkdir()
+  for name, text in (('python', PYTHON), ('nvidia-smi', '#!/usr/bin/env bash\nexit 1\n')):
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o755)
+  monkeypatch.setenv('FAKE', str(tmp_path))
+  monkeypatch.setenv('REAL_PATH', os.environ['PATH'])
+  monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
+  return tmp_path
+
+
+def start(count, *args):
+  return subprocess.Popen([str(LAUNCH / 'local.sh'), str(count), *args], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize('plan, status', [('0 0 0', 0), ('75 75 75', 75), ('0 3 0', 3), ('wait 3 wait', 3)])
+def test_local_starts_all_and_ends_with_them(fake, plan, status):
+  """A failure ends those that would wait for it; a common early stop is told as such."""
+  (fake / 'plan').write_text('\n'.join(plan.split()))
+  run = start(3, '--config', 'c.py', '--workdir', str(fake / 'w'))
+  run.communicate(timeout=60)
+  assert run.returncode == status
+  calls = (fake / 'calls').read_text().splitlines()
+  assert sorted(c.split(':')[0].split()[0] for c in calls) == ['0', '1', '2']
+  assert len({c.split(' at ')[1] for c in calls}) == 1  # one address, the same arguments
+  assert all(c.endswith(f'--workdir {fake}/w --config.train.distributed=True') for c in calls)
+
+
+def test_term_reaches_all(fake):
+  (fake / 'plan').write_text('wait\nwait')
+  run = start(2, f'--workdir={fake}/w')
+  for _ in range(100):
+    if (fake / 'calls').exists() and len((fake / 'calls').read_text().splitlines()) == 2:
+      break
+    time.sleep(0.1)
+  run.send_signal(signal.SIGTERM)
+  run.communicate(timeout=60)
+  assert run.returncode == 75 and sorted((fake / 'asked').read_text().split()) == ['0', '1']
+
+
+@pytest.mark.parametrize('args, message', [
+    (['two'], 'number of processes'), (['2', '--config', 'c.py'], 'give --workdir')])
+def test_local_tells_what_is_missing(fake, args, message):
+  done = subprocess.run([str(LAUNCH / 'local.sh'), *args], capture_output=True, text=True, check=False)
+  assert done.returncode == 2 and message in done.stderr and not (fake / 'calls').exists()
+
+
+def test_two_real_processes_train_as_one(tmp_path):
+  """Three steps, one clip a process: one log with each step once, one checkpoint."""
+  env = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}  # one device a process
+  small = {'train.steps': 3, 'train.batch_size': 2, 'train.log_every': 1, 'train.adversarial_start': 9,
+           'train.num_samples': 0, 'model.backbone': 'lite', 'model.lite.width': 16,
+           'model.lite.encoder_depth': 1, 'model.lite.decoder_depth': 1, 'loss.multi_rate': 0.0,
+           'data.crop_seconds': 0.2, 'data.num_clips': 20}
+  args = [f'--config.{k}={v}' for k, v in small.items()]
+  run = subprocess.run([str(LAUNCH / 'local.sh'), '2', '--config', 'configs/base.py', '--workdir',
+                        str(tmp_path), *args], capture_output=True, text=True, env=env, timeout=600,
+                       cwd=LAUNCH.parent, check=False)
+  assert run.returncode == 0, run.stdout + run.stderr + (tmp_path / 'process_1.log').read_text()
+  assert '2 cpu device(s)' in run.stdout
+  steps = [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert steps == [1, 2, 3]
+  assert (tmp_path / 'checkpoints' / '3').is_dir()
+
+
+@pytest.mark.parametrize('status, requeued', [(0, False), (75, True), (1, False)])
+def test_slurm_queues_again_what_was_stopped_early(tmp_path, monkeypatch, status, requeued):
+  for name, text in (('srun', f'echo "$@" > {tmp_path}/started; exit {status}'),
+                     ('scontrol', f'echo "$@" > {tmp_path}/queued')):
+    (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+    (tmp_path / name).chmod(0o755)
+  monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+  script = ['bash', str(LAUNCH / 'slurm.sh'), '--config', 'configs/paper.py', '--workdir', '/shared/run']
+  done = subprocess.run(script, capture_output=True, text=True, check=False)
+  assert done.returncode == 2 and 'sbatch' in done.stderr
+  monkeypatch.setenv('SLURM_JOB_ID', '7')
+  done = subprocess.run(script, capture_output=True, text=True, check=False)
+  assert done.returncode == status
+  started = (tmp_path / 'started').read_text().strip()
+  assert started.endswith('--workdir /shared/run --config.train.distributed=True')
+  assert (tmp_path / 'queued').exists() == requeued
