@@ -10,7 +10,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import librosa.filters
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE
@@ -117,6 +116,7 @@ def overlap_add(frames, hop):
 
 @functools.lru_cache
 def _mel_basis(window, num_mels):
+  import librosa.filters  # takes a second, and decoding needs none of it
   return librosa.filters.mel(sr=SAMPLE_RATE, n_fft=window, n_mels=num_mels).T.copy()
 
 

@@ -26,6 +26,11 @@ def quantizer(request):
   return module, {'params': jax.tree.unflatten(tree, leaves)}, u
 
 
+def latent_of(module, variables, u):
+  """u_1 + ... + u_K."""
+  return module.apply(variables, module.apply(variables, u).values, method=type(module).latent)
+
+
 @pytest.mark.parametrize('level, bits', [(2, 0.999), (4, 1.97)])
 def test_fsq_fills_its_levels(level, bits):
   """Entropy of the codes of N(0, 1) is near log2(level), where the usual bound gives 0.33 at 2."""
@@ -79,11 +84,12 @@ def test_no_leakage_between_blocks_in_value_or_gradient():
   variables = module.init(jax.random.key(1), u)
   other = u.at[..., DIMS[0]:].set(jax.random.normal(jax.random.key(2), (1, 3, DIMS[1])))
   a, b = module.apply(variables, u), module.apply(variables, other)
-  np.testing.assert_array_equal(a.stages[..., :DIMS[0]], b.stages[..., :DIMS[0]])
+  latents = [module.apply(variables, q.values, method=BDRFSQ.latent) for q in (a, b)]
+  np.testing.assert_array_equal(latents[0][..., :DIMS[0]], latents[1][..., :DIMS[0]])
   np.testing.assert_array_equal(fsq.split_index(a.indices, LEVELS[0])[0],
                                 fsq.split_index(b.indices, LEVELS[0])[0])
   assert np.any(np.asarray(a.indices) != np.asarray(b.indices))
-  jacobian = jax.jacobian(lambda u: module.apply(variables, u).stages.sum(0))(u)
+  jacobian = jax.jacobian(lambda u: latent_of(module, variables, u))(u)
   e_by_a = jacobian[..., :DIMS[0], :, :, DIMS[0]:]
   a_by_e = jacobian[..., DIMS[0]:, :, :, :DIMS[0]]
   assert np.all(np.asarray(e_by_a) == 0) and np.all(np.asarray(a_by_e) == 0)
@@ -95,37 +101,40 @@ def test_full_projection_does_leak():
   module = BDRFSQ(DIMS, LEVELS, num_stages=2, projection='full')
   u = jax.random.normal(jax.random.key(0), (1, 2, sum(DIMS)))
   variables = module.init(jax.random.key(1), u)
-  jacobian = jax.jacobian(lambda u: module.apply(variables, u).stages.sum(0))(u)
+  jacobian = jax.jacobian(lambda u: latent_of(module, variables, u))(u)
   assert np.any(np.asarray(jacobian[..., :DIMS[0], :, :, DIMS[0]:]) != 0)
 
 
-def test_scan_equals_an_unrolled_loop(quantizer):
-  """The scanned stages against a Python loop over the same equations; 1e-5 allows for fusion."""
+def test_scan_equals_an_unrolled_loop_with_residuals(quantizer):
+  """Against a Python loop over the equations as the paper has them, which forms every residual.
+
+  1e-5: the scan sums the same terms of order 1 in another order.
+  """
   module, variables, u = quantizer
   out = module.apply(variables, u)
   names = ('emotion', 'acoustic') if module.projection == 'block' else ('joint',)
   levels = LEVELS if module.projection == 'block' else (ALL,)
   residuals = jnp.split(u, [DIMS[0]], axis=-1) if module.projection == 'block' else [u]
   for k in range(8):
-    parts, digits = [], []
+    digits = []
     for i, name in enumerate(names):
       p = {n: x[k] for n, x in variables['params'][name].items()}
       part, digit, _ = _quantize(p, residuals[i], levels[i])
       residuals[i] = residuals[i] - part
-      parts.append(part)
       digits.append(digit)
-    np.testing.assert_allclose(out.stages[k], jnp.concatenate(parts, -1), atol=1e-5)
+    latent = module.apply(variables, out.values[:k + 1], method=BDRFSQ.latent)
+    np.testing.assert_allclose(latent, u - jnp.concatenate(residuals, -1), atol=1e-5)
     np.testing.assert_array_equal(
         out.indices[..., k], fsq.digits_to_index(jnp.concatenate(digits, -1), ALL))
 
 
 @pytest.mark.parametrize('stages', [1, 2, 4, 8])
 def test_any_prefix_of_indices_decodes(quantizer, stages):
-  """Looked-up stages equal the quantiser's own output; 1e-5 for tanh + (code - tanh) in float32."""
+  """Looked-up values equal the quantiser's own; 1e-5 for tanh + (code - tanh) in float32."""
   module, variables, u = quantizer
   out = module.apply(variables, u)
   looked_up = module.apply(variables, out.indices[..., :stages], method=BDRFSQ.lookup)
-  np.testing.assert_allclose(looked_up, out.stages[:stages], atol=1e-5)
+  np.testing.assert_allclose(looked_up, out.values[:stages], atol=1e-5)
 
 
 def test_bfloat16_input_gives_float32_codes(quantizer):
@@ -133,7 +142,7 @@ def test_bfloat16_input_gives_float32_codes(quantizer):
   u16 = u.astype(jnp.bfloat16)
   np.testing.assert_array_equal(module.apply(variables, u16).indices,
                                 module.apply(variables, u16.astype(jnp.float32)).indices)
-  assert module.apply(variables, u16).stages.dtype == jnp.float32
+  assert module.apply(variables, u16).values.dtype == jnp.float32
 
 
 def test_calibration_puts_every_stage_to_work():
@@ -144,7 +153,8 @@ def test_calibration_puts_every_stage_to_work():
   params = module.init(jax.random.key(1), u)['params']
   params = module.apply({'params': params}, u, method=BDRFSQ.calibrate)
   out = module.apply({'params': params}, u)
-  error = [float(jnp.mean((u - out.stages[:m].sum(0)) ** 2)) for m in range(9)]
+  latents = [module.apply({'params': params}, out.values[:m], method=BDRFSQ.latent) for m in range(9)]
+  error = [float(jnp.mean((u - latent) ** 2)) for latent in latents]
   assert all(b < a for a, b in zip(error, error[1:]))
   # All directions are read, but later ones at 0.7^k: of a direction read at a, (1 - a)^2 stays, on
   # average 0.46 over the stages, and a tenth of the rest by rounding.
@@ -159,13 +169,13 @@ def test_rvq_has_the_same_interface():
   u = jax.random.normal(jax.random.key(0), (2, 5, 24))
   variables = module.init(jax.random.key(1), u)
   out = module.apply(variables, u)
-  assert out.stages.shape == (3, 2, 5, 24) and out.indices.shape == (2, 5, 3)
+  assert out.values.shape == (3, 2, 5, 4) and out.indices.shape == (2, 5, 3)
   looked_up = module.apply(variables, out.indices[..., :2], method=RVQ.lookup)
-  np.testing.assert_allclose(looked_up, out.stages[:2], atol=1e-5)
+  np.testing.assert_allclose(looked_up, out.values[:2], atol=1e-5)
   p = variables['params']
   z = np.asarray(u @ p['in_w'][0]).reshape(-1, 4)
   book = np.asarray(p['codebook'][0])
   cosine = (z @ book.T) / np.linalg.norm(book, axis=1) / np.linalg.norm(z, axis=1)[:, None]
   np.testing.assert_array_equal(cosine.argmax(1).reshape(2, 5), out.indices[..., 0])
-  grad = jax.grad(lambda u: module.apply(variables, u).stages.sum())(u)
+  grad = jax.grad(lambda u: latent_of(module, variables, u).sum())(u)
   assert float(jnp.abs(grad).max()) > 0

@@ -108,13 +108,14 @@ def test_pitch_figures_by_hand():
 
 
 def test_figures_are_the_packages_own(speech):
-  """Direct calls of the packages, by other routes where there are: equal to float rounding."""
+  """Direct calls of the packages: equal to rounding, which differs with the arrays' alignment."""
   damaged = noisy(speech, -20)
   pesq, pystoi = pytest.importorskip('pesq'), pytest.importorskip('pystoi')
-  assert make('pesq')(speech, damaged)['pesq'] == pesq.pesq(16000, speech, damaged, 'wb')
+  direct = pesq.pesq(16000, speech, damaged, 'wb')
+  assert make('pesq')(speech, damaged)['pesq'] == pytest.approx(direct, rel=1e-5)
   scores = make('stoi')(speech, damaged)
-  assert scores['stoi'] == pystoi.stoi(speech, damaged, 16000)
-  assert scores['estoi'] == pystoi.stoi(speech, damaged, 16000, extended=True)
+  assert scores['stoi'] == pytest.approx(pystoi.stoi(speech, damaged, 16000), rel=1e-9)
+  assert scores['estoi'] == pytest.approx(pystoi.stoi(speech, damaged, 16000, extended=True), rel=1e-9)
 
 
 def test_visqol_is_the_packages_own(speech, tmp_path):
@@ -136,7 +137,7 @@ def test_egemaps_are_the_packages_own(speech):
   smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
   damaged = noisy(speech, -20)
   direct = smile.process_signal(damaged * 10 ** (level_gain(damaged) / 20), 16000).to_numpy()[0]
-  np.testing.assert_array_equal(make('egemaps')(speech, damaged)['egemaps'], direct)
+  np.testing.assert_allclose(make('egemaps')(speech, damaged)['egemaps'], direct, rtol=1e-5)
 
 
 def test_speaker_similarity_is_the_cosine_of_the_packages_embeddings(speech):

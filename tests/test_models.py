@@ -10,7 +10,7 @@ import scipy.signal
 from affectcodec_jax import losses, spectral
 from affectcodec_jax.models.decoder import Decoder
 from affectcodec_jax.models.encoder import Encoder
-from affectcodec_jax.models.layers import ConvTranspose, sin_squared
+from affectcodec_jax.models.layers import Conv, ConvTranspose, folded_conv, sin_squared
 from affectcodec_jax.models.lite import DepthwiseConv, LiteDecoder, LiteEncoder
 from affectcodec_jax.models.teacher import Teacher
 
@@ -32,6 +32,51 @@ def test_transposed_convolution_equals_its_definition(stride):
   start = (stride + 1) // 2
   expected = full[:, start:start + 7 * stride] + np.asarray(params['b'])
   np.testing.assert_allclose(layer.apply({'params': params}, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('width, taps, stride, dilation', [
+    (33, 9, 1, 1), (33, 9, 2, 1), (17, 9, 2, 4), (8, 3, 1, 1), (3, 9, 2, 2)])
+def test_folded_convolution_equals_a_plain_one(width, taps, stride, dilation):
+  """Value and both gradients against XLA's convolution; 1e-5 of the largest, float32 sums of 200 terms."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 9, width, 5)).astype(np.float32)
+  w = rng.normal(size=(3, taps, 5, 4)).astype(np.float32)
+  target = rng.normal(size=(2, 9, -(-width // stride), 4)).astype(np.float32)
+
+  def plain(x, w):
+    pad = ((taps - 1) // 2,) * 2
+    return jax.lax.conv_general_dilated(
+        x, w, (1, stride), ((dilation, dilation), pad), rhs_dilation=(dilation, 1),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+  def both(conv):
+    grads = jax.grad(lambda x, w: jnp.sum(conv(x, w) * target), (0, 1))(x, w)
+    return conv(x, w), *grads
+
+  for a, b in zip(both(lambda x, w: folded_conv(x, w, stride, dilation)), both(plain)):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+  layer = Conv(4, (3, taps), strides=(1, stride), dilation=(dilation, 1))  # which folds on CPU
+  params = layer.init(jax.random.key(0), x)
+  unit = params['params']['v'] / jnp.linalg.norm(params['params']['v'].reshape(-1, 4), axis=0)
+  np.testing.assert_allclose(layer.apply(params, x), plain(x, unit), atol=1e-5)
+
+
+@pytest.mark.parametrize('module, x', [
+    (lambda remat: Encoder(2, (16, 20), 8, remat=remat), np.ones((1, 640), np.float32)),
+    (lambda remat: Decoder(32, (20, 16), remat=remat), np.ones((1, 2, 8), np.float32)),
+    (lambda remat: LiteEncoder(8, 2, 4, remat=remat), np.ones((1, 3200), np.float32)),
+    (lambda remat: LiteDecoder(8, 2, remat=remat), np.ones((1, 5, 4), np.float32))])
+def test_recomputing_changes_neither_parameters_nor_gradients(module, x):
+  """Same names, same numbers; 1e-5 of the largest, because XLA may fuse the second time otherwise."""
+  params = [jax.jit(module(remat).init)(jax.random.key(0), x)['params'] for remat in (False, True)]
+  jax.tree.map(np.testing.assert_array_equal, *params)
+
+  def loss(p, m):
+    return jnp.sum(jnp.square(m.apply({'params': p}, x)))
+
+  grads = [jax.jit(jax.grad(loss), static_argnums=1)(params[0], module(remat)) for remat in (False, True)]
+  largest = max(jnp.abs(g).max() for g in jax.tree.leaves(grads[0]))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest), *grads)
 
 
 def test_polynomial_sine_squared():

@@ -211,7 +211,9 @@ def test_rvq_equals_dac(dac):
             'out_w': stacked(lambda q: weight(q.out_proj)),
             'out_b': stacked(lambda q: array(q.out_proj.bias)),
             'codebook': stacked(lambda q: array(q.codebook.weight))}
-  ours = RVQ(12, 4, 32, 3).apply({'params': params}, x)
+  module = RVQ(12, 4, 32, 3)
+  ours = module.apply({'params': params}, x)
   np.testing.assert_array_equal(ours.indices, codes.numpy().transpose(0, 2, 1))
   for k in range(4):
-    check_close(np.asarray(ours.stages[:k + 1].sum(0)), partial[k].numpy().transpose(0, 2, 1))
+    latent = module.apply({'params': params}, ours.values[:k + 1], method=RVQ.latent)
+    check_close(np.asarray(latent), partial[k].numpy().transpose(0, 2, 1))

@@ -96,10 +96,12 @@ def test_bd_rfsq_equals_residual_fsq(projection):
     out, indices, codes = reference(torch.tensor(u).double(), return_all_codes=True)
   ours = module.apply({'params': params}, u)
   np.testing.assert_array_equal(ours.indices, indices)
-  np.testing.assert_allclose(ours.stages, codes, atol=1e-5)
-  np.testing.assert_allclose(ours.stages.sum(axis=0), out, atol=1e-5)
+  np.testing.assert_allclose(ours.values, codes, atol=1e-5)  # pi_out is the identity
+  latent = module.apply({'params': params}, ours.values, method=BDRFSQ.latent)
+  np.testing.assert_allclose(latent, out, atol=1e-5)
   for m in range(1, num_stages + 1):  # each prefix of stages, from indices alone
-    prefix = module.apply({'params': params}, ours.indices[..., :m], method='lookup').sum(axis=0)
+    values = module.apply({'params': params}, ours.indices[..., :m], method=BDRFSQ.lookup)
+    prefix = module.apply({'params': params}, values, method=BDRFSQ.latent)
     np.testing.assert_allclose(
         prefix, reference.get_output_from_indices(indices[..., :m]), atol=1e-5)
 
@@ -121,14 +123,15 @@ def test_bd_rfsq_equals_a_residual_loop_around_their_fsq(projection):
   scale = rng.uniform(0.5, 2.0, (num_stages, len(LEVELS)))
   params = quantiser_params(dims, num_stages, scale, projection, rng)
   u = rng.normal(size=(2, 50, sum(dims))).astype(np.float32)
-  ours = BDRFSQ(dims, (EMOTION, ACOUSTIC), num_stages, projection).apply({'params': params}, u)
+  module = BDRFSQ(dims, (EMOTION, ACOUSTIC), num_stages, projection)
+  ours = module.apply({'params': params}, u)
 
   reference = vq.FSQ(list(LEVELS), preserve_symmetry=True)
 
   def joined(name, k):
     return torch.tensor(np.concatenate([p[name][k] for p in params.values()])).double()
 
-  residual = torch.tensor(u).double()
+  residual = start = torch.tensor(u).double()
   for k in range(num_stages):
     s = torch.nn.functional.softplus(joined('log_scale', k)) + 0.1
     z = s * (residual @ block_linear(params, k, 'in') - joined('shift', k))
@@ -136,4 +139,5 @@ def test_bd_rfsq_equals_a_residual_loop_around_their_fsq(projection):
     out = (codes / s + joined('shift', k)) @ block_linear(params, k, 'out') + joined('out_b', k)
     residual = residual - out
     np.testing.assert_array_equal(ours.indices[..., k], index)
-    np.testing.assert_allclose(ours.stages[k], out, atol=1e-5)
+    latent = module.apply({'params': params}, ours.values[:k + 1], method=BDRFSQ.latent)
+    np.testing.assert_allclose(latent, start - residual, atol=1e-5)

@@ -57,7 +57,7 @@ class EmotionPath(nn.Module):
   def __call__(self, features):
     """Features decoded `[B, T, feature_dim]` and commitment `[K, B]`."""
     quantized = self.quantizer(self.analyse(features))
-    return self.emotion_decoder(quantized.stages.sum(axis=0)), quantized.commitment
+    return self.emotion_decoder(self.quantizer.latent(quantized.values)), quantized.commitment
 
   def calibrate(self, u):
     """Quantiser parameters fitted to a first U_e (see `BDRFSQ.calibrate`)."""

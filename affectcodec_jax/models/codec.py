@@ -23,20 +23,22 @@ class Codec(nn.Module):
   Attributes:
     config: the `model` section of the configuration (see configs/base.py).
     feature_dim: width of the teacher's features.
+    remat: recompute encoder's and decoder's activations in the backward pass, to save memory.
   """
 
   config: dict
   feature_dim: int
+  remat: bool = False
 
   def setup(self):
     c = self.config
     dtype = jnp.dtype(c.compute_dtype)
     if c.backbone == 'lite':
-      self.encoder = LiteEncoder(c.lite.width, c.lite.encoder_depth, c.acoustic_width, dtype)
-      self.decoder = LiteDecoder(c.lite.width, c.lite.decoder_depth, dtype)
+      self.encoder = LiteEncoder(c.lite.width, c.lite.encoder_depth, c.acoustic_width, dtype, self.remat)
+      self.decoder = LiteDecoder(c.lite.width, c.lite.decoder_depth, dtype, self.remat)
     else:
-      self.encoder = Encoder(c.encoder_dim, c.strides, c.acoustic_width, dtype)
-      self.decoder = Decoder(c.decoder_dim, tuple(reversed(c.strides)), dtype)
+      self.encoder = Encoder(c.encoder_dim, c.strides, c.acoustic_width, dtype, self.remat)
+      self.decoder = Decoder(c.decoder_dim, tuple(reversed(c.strides)), dtype, self.remat)
     self.adapter = Adapter(c.adapter_dim, c.adapter_layers, c.adapter_kernel, dtype)
     if c.conditioning:
       self.pool = AttentionPool()
@@ -89,7 +91,11 @@ class Codec(nn.Module):
 
   def lookup(self, indices):
     """Latent at as many stages as `indices` `[batch, frames, m]` has: `[batch, frames, dim]`."""
-    return self.quantizer.lookup(indices).sum(axis=0)
+    return self.quantizer.latent(self.quantizer.lookup(indices))
+
+  def latent(self, values):
+    """Latent `[batch, frames, dim]` of the first stages' `Quantized.values` `[m, batch, frames, f]`."""
+    return self.quantizer.latent(values)
 
   def synthesise(self, latent):
     """Quantised latent `[batch, frames, dim]` to audio `[batch, frames * hop]`."""
@@ -103,7 +109,7 @@ class Codec(nn.Module):
     """Runs every part once; for initialisation."""
     mask = jnp.ones(features.shape[:2], bool)
     quantized = self.quantize(self.analyse(audio, features, mask))
-    latent = quantized.stages.sum(axis=0)
+    latent = self.latent(quantized.values)
     return self.synthesise(latent), self.emotion_features(latent), quantized
 
   def calibrate_quantizer(self, u):

@@ -18,15 +18,17 @@ class Decoder(nn.Module):
   dim: int
   strides: Sequence[int]
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False  # as the encoder's
 
   @nn.compact
   def __call__(self, latent):
     width = self.dim
     x = Conv(width, (7,), dtype=self.dtype)(latent)  # [B, T, dim]
-    for s in self.strides:
+    unit = nn.remat(ResidualUnit) if self.remat else ResidualUnit
+    for i, s in enumerate(self.strides):
       width //= 2
       x = ConvTranspose(width, s, dtype=self.dtype)(Snake()(x))
-      for dilation in DILATIONS:
-        x = ResidualUnit(dilation, dtype=self.dtype)(x)
+      for j, dilation in enumerate(DILATIONS):
+        x = unit(dilation, dtype=self.dtype, name=f'ResidualUnit_{i * len(DILATIONS) + j}')(x)
     x = Conv(1, (7,), gain=0.1, dtype=self.dtype)(Snake()(x))  # [B, L, 1], quiet at the start
     return jnp.tanh(x[..., 0].astype(jnp.float32))

@@ -21,15 +21,18 @@ class Encoder(nn.Module):
   strides: Sequence[int]
   latent_dim: int
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False  # recompute each unit's activations in the backward pass
 
   @nn.compact
   def __call__(self, audio):
     width = self.dim
     # The codec's level is about -24 dBFS; the first gain brings it near unit variance.
     x = Conv(width, (7,), gain=10.0, dtype=self.dtype)(audio[..., None])  # [B, L, dim]
-    for s in self.strides:
-      for dilation in DILATIONS:
-        x = ResidualUnit(dilation, dtype=self.dtype)(x)
+    unit = nn.remat(ResidualUnit) if self.remat else ResidualUnit
+    for i, s in enumerate(self.strides):
+      for j, dilation in enumerate(DILATIONS):
+        # Named by hand: nn.remat would name it, and so its parameters, otherwise.
+        x = unit(dilation, dtype=self.dtype, name=f'ResidualUnit_{i * len(DILATIONS) + j}')(x)
       width *= 2
       # Left padding as in the reference; the right one makes the length exactly L / s, odd s too.
       padding = [((s + 1) // 2, s // 2)]

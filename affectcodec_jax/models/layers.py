@@ -10,6 +10,7 @@ import math
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Dtype = jnp.dtype
 RESIDUAL_GAIN = 0.3  # of the last convolution of a residual branch: a dozen of them add up to about 2
@@ -48,12 +49,44 @@ class Conv(nn.Module):
     v = self.param('v', nn.initializers.normal(1.0), shape)
     g = self.param('g', nn.initializers.constant(self.gain), (self.features,))
     b = self.param('b', nn.initializers.zeros, (self.features,))
-    w = weight_norm(v, g, tuple(range(n + 1)))
-    spatial = 'W' if n == 1 else 'HW'
-    y = jax.lax.conv_general_dilated(
-        x.astype(self.dtype), w.astype(self.dtype), strides, padding, rhs_dilation=dilation,
-        dimension_numbers=(f'N{spatial}C', f'{spatial}IO', f'N{spatial}C'))
+    x, w = x.astype(self.dtype), weight_norm(v, g, tuple(range(n + 1))).astype(self.dtype)
+    narrow = n == 2 and strides[0] == dilation[1] == 1 and self.padding is None
+    if narrow and jax.default_backend() == 'cpu':
+      y = folded_conv(x, w, strides[1], dilation[0])
+    else:
+      spatial = 'W' if n == 1 else 'HW'
+      y = jax.lax.conv_general_dilated(
+          x, w, strides, padding, rhs_dilation=dilation,
+          dimension_numbers=(f'N{spatial}C', f'{spatial}IO', f'N{spatial}C'))
     return y + b.astype(self.dtype)
+
+
+_FOLD = 8  # neighbours that become channels
+
+
+def folded_conv(x, w, stride, dilation):
+  """2-D convolution of few channels as one of many: `[B, H, W, C]` by `[h, w, C, F]` to `[B, H, W', F]`.
+
+  Zero-padded to keep H, and W but for its `stride`; `dilation` is along H. Eight neighbours along W become
+  channels, of which three neighbouring blocks make eight / stride outputs each: two in three products
+  are with zeros, and on a CPU it is still 3 to 10 times faster, gradients most of all.
+  """
+  kernel, taps, c, f = w.shape
+  outputs = _FOLD // stride  # a block
+  # Tap i of output j falls on place 8 + stride * j - before + i of three blocks.
+  place = (np.arange(3 * _FOLD)[None, :, None] == _FOLD + stride * np.arange(outputs)[None, None, :]
+           - (taps - 1) // 2 + np.arange(taps)[:, None, None])  # [taps, 24, outputs]
+  folded = jnp.einsum('hicf,ipj->hpcjf', w, place.astype(w.dtype)).reshape(
+      kernel, 3, _FOLD * c, outputs * f)
+  b, height, width, _ = x.shape
+  blocks = -(-width // _FOLD)
+  x = jnp.pad(x, ((0, 0), (0, 0), (0, blocks * _FOLD - width), (0, 0)))
+  x = x.reshape(b, height, blocks, _FOLD * c)  # [B, H, W / 8, 8 * C]
+  reach = (kernel - 1) * dilation
+  y = jax.lax.conv_general_dilated(
+      x, folded, (1, 1), [(reach // 2, reach - reach // 2), (1, 1)], rhs_dilation=(dilation, 1),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))  # [B, H, W / 8, 8 / stride * F]
+  return y.reshape(b, height, blocks * outputs, f)[:, :, :-(-width // stride)]
 
 
 class ConvTranspose(nn.Module):

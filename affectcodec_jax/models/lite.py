@@ -56,6 +56,7 @@ class LiteEncoder(nn.Module):
   depth: int
   features: int
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False  # recompute each block's activations in the backward pass
 
   @nn.compact
   def __call__(self, audio):
@@ -64,8 +65,9 @@ class LiteEncoder(nn.Module):
                    for w, h in ((_FINE, _HOP), (_QUICK, _HOP // 2)))  # [B, T, 641], [B, T, 2 * 161]
     x = nn.Dense(self.width, dtype=self.dtype)(jnp.concatenate([fine, quick], axis=-1))
     x = nn.LayerNorm(dtype=self.dtype)(x)
-    for _ in range(self.depth):
-      x = ConvNeXtBlock(1 / self.depth, self.dtype)(x)
+    block = nn.remat(ConvNeXtBlock) if self.remat else ConvNeXtBlock
+    for i in range(self.depth):
+      x = block(1 / self.depth, self.dtype, name=f'ConvNeXtBlock_{i}')(x)
     return nn.Dense(self.features, dtype=self.dtype)(nn.LayerNorm(dtype=self.dtype)(x))
 
 
@@ -75,13 +77,15 @@ class LiteDecoder(nn.Module):
   width: int
   depth: int
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False  # as the encoder's
 
   @nn.compact
   def __call__(self, latent):
     x = nn.Conv(self.width, (7,), dtype=self.dtype)(latent)
     x = nn.LayerNorm(dtype=self.dtype)(x)
-    for _ in range(self.depth):
-      x = ConvNeXtBlock(1 / self.depth, self.dtype)(x)
+    block = nn.remat(ConvNeXtBlock) if self.remat else ConvNeXtBlock
+    for i in range(self.depth):
+      x = block(1 / self.depth, self.dtype, name=f'ConvNeXtBlock_{i}')(x)
     x = nn.LayerNorm(dtype=self.dtype)(x)
     bins = _FINE // 2 + 1
     log_magnitude, phase = (nn.Dense(bins, dtype=self.dtype)(x).astype(jnp.float32) for _ in range(2))

@@ -39,18 +39,23 @@ class RVQ(nn.Module):
       commitment = jnp.mean((z - jax.lax.stop_gradient(word)) ** 2, axis=(1, 2))
       # The codebook follows the encoder four times as strongly as the encoder the codebook.
       update = jnp.mean((jax.lax.stop_gradient(z) - word) ** 2, axis=(1, 2))
-      out = (z + jax.lax.stop_gradient(word - z)) @ out_w + out_b
-      return residual - out, (out, index, commitment + 4 * update)
+      value = z + jax.lax.stop_gradient(word - z)
+      out = value @ out_w + out_b
+      return residual - out, (value, index, commitment + 4 * update)
 
     params = (self.in_w, self.out_w, self.out_b, self.codebook)
-    _, (stages, indices, commitment) = jax.lax.scan(stage, u.astype(jnp.float32), params)
-    return Quantized(stages, jnp.moveaxis(indices, 0, -1), commitment)
+    _, (values, indices, commitment) = jax.lax.scan(stage, u.astype(jnp.float32), params)
+    return Quantized(values, jnp.moveaxis(indices, 0, -1), commitment)
+
+  def latent(self, values):
+    """Sum of the first m stages, of their values `[m, batch, frames, codebook_dim]`."""
+    m = len(values)
+    return jnp.einsum('kbtf,kfd->btd', values, self.out_w[:m]) + self.out_b[:m].sum(0)
 
   def lookup(self, indices):
-    """Indices `[batch, frames, m]` to stages `[m, batch, frames, dim]`."""
+    """Indices `[batch, frames, m]` to values `[m, batch, frames, codebook_dim]`: the words."""
     m = indices.shape[-1]
-    words = jax.vmap(lambda c, i: c[i])(self.codebook[:m], jnp.moveaxis(indices, -1, 0))
-    return jnp.einsum('kbtf,kfd->kbtd', words, self.out_w[:m]) + self.out_b[:m, None, None]
+    return jax.vmap(lambda c, i: c[i])(self.codebook[:m], jnp.moveaxis(indices, -1, 0))
 
 
 def _nearest(z, codebook):

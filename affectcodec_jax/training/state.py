@@ -25,7 +25,7 @@ class TrainState:
 
 def make_codec(config):
   """The codec that `config` describes."""
-  return Codec(config.model, config.teacher.dim)
+  return Codec(config.model, config.teacher.dim, config.train.get('remat', False))  # older runs lack it
 
 
 def make_discriminator(config):

@@ -48,7 +48,8 @@ def _reconstruct(config, codec, params, audio, features, rate):
   stages = jnp.asarray(config.rates)
   active = jnp.arange(config.model.num_stages)[:, None] < stages[rate]  # [K, B]
   commitment = jnp.sum(active * quantized.commitment, 0) / jnp.sum(active, 0)
-  latents = jnp.stack([quantized.stages[:m].sum(0) for m in config.rates])  # [R, B, T, d]
+  latents = jnp.stack([codec.apply(variables, quantized.values[:m], method=Codec.latent)
+                       for m in config.rates])  # [R, B, T, d]
   own = latents[rate, jnp.arange(len(audio))]  # [B, T, d]
   emotion = codec.apply(variables, own, method=Codec.emotion_features)
   if not config.loss.multi_rate:
