@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from affectcodec_jax import audio as audio_lib
-from affectcodec_jax import weights
+from affectcodec_jax import release, weights
 from affectcodec_jax.bitstream import Tokens
 from affectcodec_jax.config import load_config
 from affectcodec_jax.errors import UserError
@@ -26,22 +26,25 @@ def use_compilation_cache():
     jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'affectcodec_jax', 'jax'))
 
 
-def load(path):
-  """Loads the newest checkpoint (its EMA weights) of a training run.
+def load(path=None):
+  """Loads a codec: the packaged one, a released one, or the newest checkpoint (EMA weights) of a run.
 
   Args:
-    path: the run's workdir.
+    path: the run's workdir or a folder of `affectcodec_jax.release`; None is the packaged codec.
 
   Returns:
     A `Pretrained` codec.
 
   Raises:
-    UserError: no run there, no sound checkpoint, or one that does not fit its configuration.
+    UserError: no codec there, no sound checkpoint, or one that does not fit its configuration.
   """
   use_compilation_cache()
-  path = pathlib.Path(path)
+  path = weights.PACKAGED if path is None else pathlib.Path(path)
   if not path.is_dir():
-    raise UserError(f'{path}: no such folder; give the workdir of a training run')
+    raise UserError(f'{path}: no such folder; give the workdir of a training run, or leave it out for the '
+                    'packaged codec')
+  if release.is_release(path):
+    return Pretrained(*release.load(path))
   config = load_config(path / 'config.json')
   frozen = weights.load_encoder_network(config, path)
   shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.PRNGKey(0))[0]

@@ -27,8 +27,10 @@ CODEC_FIELDS = {
 }
 
 
-def parse_args(argv, description):
-  """Reads `--config FILE --workdir DIR --config.field=value …`: (ConfigDict, workdir).
+def parse_args(argv, description, **strings):
+  """Reads `--config FILE --workdir DIR --config.field=value …`: (ConfigDict, workdir, *strings).
+
+  `strings` are further flags of the command and their help; each is None where it is not given.
 
   Raises:
     UserError: a missing flag or file, an unknown field, a value of the wrong type.
@@ -36,8 +38,11 @@ def parse_args(argv, description):
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', None, 'Configuration file.', flag_values=values)
   flags.DEFINE_string('workdir', None, 'Folder of the run.', flag_values=values)
+  for name, text in strings.items():
+    flags.DEFINE_string(name, None, text, flag_values=values)
   if any(a in ('--help', '-h') for a in argv[1:]):  # absl's help would list its own flags too
-    print(f'{description}\n\nusage: {argv[0]} --config FILE --workdir DIR [--config.FIELD=VALUE …]')
+    print(f'{description}\n\nusage: {argv[0]} --config FILE --workdir DIR '
+          + ''.join(f'[--{name} …] ' for name in strings) + '[--config.FIELD=VALUE …]')
     sys.exit(0)
   for i, arg in enumerate(argv):
     file = arg.split('=', 1)[1] if arg.startswith('--config=') else (
@@ -62,7 +67,7 @@ def parse_args(argv, description):
     raise UserError(f'unexpected argument {rest[1]}; overrides look like --config.train.steps=100')
   if values.config is None:
     raise UserError('--config is missing, e.g. --config configs/base.py')
-  return values.config, values.workdir
+  return values.config, values.workdir, *(values[name].value for name in strings)
 
 
 def require(config, sections, origin):

@@ -5,7 +5,9 @@
 
 The state of a run is chosen in this order:
   1. the newest sound checkpoint in WORKDIR/checkpoints: the run continues as if never stopped;
-  2. otherwise fresh parameters from `config.seed`.
+  2. otherwise, with --init_from=pretrained (or a folder of affectcodec_jax.release), that codec and its
+     discriminator, with a fresh optimiser and step 0: fine-tuning;
+  3. otherwise fresh parameters from `config.seed`.
 """
 
 import collections
@@ -28,19 +30,25 @@ def main(argv=None):
 
 def _run(argv):
   from affectcodec_jax import config as config_lib
-  config, workdir = config_lib.parse_args(argv, __doc__)
+  config, workdir, init_from = config_lib.parse_args(argv, __doc__, init_from='Codec to fine-tune.')
   config_lib.validate(config)
   if '://' in (workdir or ''):
     raise UserError(f'{workdir}: runs are kept in folders; mount the bucket and give its path')
   if config.train.distributed and not workdir:
     raise UserError('train.distributed needs --workdir: one folder that all processes share')
-  finished = train(config, pathlib.Path(workdir or f'runs/{time.strftime("%Y%m%d-%H%M%S")}'))
+  workdir = pathlib.Path(workdir or f'runs/{time.strftime("%Y%m%d-%H%M%S")}')
+  finished = train(config, workdir, init_from)
   # A launcher of many machines must tell preemption from the end; for a person both are well.
   return 0 if finished or not config.train.distributed else STOPPED_EARLY
 
 
-def train(config, workdir):
+def train(config, workdir, init_from=None):
   """Runs `config` in `workdir`, resuming whatever is there.
+
+  Args:
+    config: the configuration.
+    workdir: the run's folder.
+    init_from: where the run starts anew, 'pretrained' or a released folder to start from.
 
   Returns:
     True at the last step, False if the run was asked to stop before it.
@@ -48,7 +56,7 @@ def train(config, workdir):
   import jax
 
   from affectcodec_jax import config as config_lib
-  from affectcodec_jax import weights
+  from affectcodec_jax import release, weights
   from affectcodec_jax.api import use_compilation_cache
   from affectcodec_jax.data import pipeline
   from affectcodec_jax.training import checkpoints, metrics, parallel
@@ -66,6 +74,7 @@ def train(config, workdir):
     except (ValueError, RuntimeError) as e:
       raise UserError(f'train.distributed: the other processes were not found ({e}); leave it False for '
                       'one process, start several by launch/local.sh, launch/tpu.sh, Slurm or MPI') from e
+  init_from = release.find(init_from) if init_from else None
   chief = jax.process_index() == 0
   say = (lambda *a: print(*a, flush=True)) if chief else (lambda *a: None)
   local_batch = parallel.local_batch_size(config)
@@ -88,7 +97,8 @@ def train(config, workdir):
   # Copied into the run, which stays whole when the originals move.
   own = {'teacher': workdir / 'teacher.safetensors'}
   resuming = own['teacher'].exists()
-  frozen = {'teacher': weights.load_teacher(config, own['teacher'] if resuming else config.teacher.path)}
+  original = config.teacher.path or (init_from / 'teacher.safetensors' if init_from else '')
+  frozen = {'teacher': weights.load_teacher(config, own['teacher'] if resuming else original)}
   if config.teacher.student:
     own['student'] = workdir / 'student.safetensors'
     frozen['student'] = weights.load_student(
@@ -107,6 +117,9 @@ def train(config, workdir):
   state = checkpoints.restore_latest(manager, jax.eval_shape(fresh, first['audio']), iterator)
   if state is None:
     state = jax.device_get(jax.jit(fresh)(first['audio']))
+    if init_from:
+      state = release.initialise(state, config, init_from)
+      say(f'starting from the codec in {init_from}')
   else:
     say(f'resumed at step {int(state.step)}')
   step = int(state.step)
@@ -163,7 +176,8 @@ def train(config, workdir):
         say(f'compiling the training step {"with" if adversarial else "without"} discriminator')
         programs[adversarial] = devices.compile(adversarial)
       batch = devices.split({'audio': next(iterator)['audio']})
-      state, values = programs[adversarial](state, frozen_copies, batch)
+      with jax.transfer_guard_device_to_host('disallow'):  # nothing here waits for the device
+        state, values = programs[adversarial](state, frozen_copies, batch)
       step += 1
       pending.append((step, values))
       drain(2)

@@ -17,9 +17,9 @@ from affectcodec_jax.errors import UserError
 from affectcodec_jax.files import write_whole
 from affectcodec_jax.teachers import make_student, make_teacher
 
-_FOLDER = pathlib.Path(__file__).parent / 'pretrained'
-PACKAGED_TEACHER = _FOLDER / 'teacher.safetensors'
-PACKAGED_JUDGE = _FOLDER / 'judge.safetensors'
+PACKAGED = pathlib.Path(__file__).parent / 'pretrained'
+PACKAGED_TEACHER = PACKAGED / 'teacher.safetensors'
+PACKAGED_JUDGE = PACKAGED / 'judge.safetensors'
 
 
 def save_params(path, params, dtype=np.float32):
@@ -79,6 +79,12 @@ def load_student(config, path):
   shapes = jax.eval_shape(network.init, jax.random.PRNGKey(0), jnp.zeros((1, 3200)))['params']
   _check_shapes(path, params, shapes, 'a student')
   return params
+
+
+def load_frozen(config, workdir):
+  """The emotion networks of a finished run: {'teacher': …}, and {'student': …} where it has one."""
+  teacher = {'teacher': load_teacher(config, workdir / 'teacher.safetensors')}
+  return (teacher | load_encoder_network(config, workdir)) if config.teacher.student else teacher
 
 
 def load_encoder_network(config, workdir):

@@ -96,8 +96,27 @@ def restore_ema(workdir, fresh_ema):
     ema = _read(manager, step, 'ema', fresh_ema)
     if ema is not None:
       return ema, step
-  raise UserError(f'{workdir}: holds no usable checkpoint; train one with '
-                  f'python -m affectcodec_jax.train --workdir {workdir}')
+  raise _nothing_usable(workdir)
+
+
+def restore_state(workdir, fresh):
+  """The newest sound `TrainState` of `workdir`, as host arrays.
+
+  Raises:
+    UserError: there is none.
+  """
+  manager = make_manager(workdir)
+  for step in sorted(manager.all_steps(), reverse=True):
+    rest = _read(manager, step, 'state', fresh.replace(ema=None))
+    ema = _read(manager, step, 'ema', fresh.ema)
+    if rest is not None and ema is not None:
+      return rest.replace(ema=ema)
+  raise _nothing_usable(workdir)
+
+
+def _nothing_usable(workdir):
+  return UserError(f'{workdir}: holds no usable checkpoint; train one with '
+                   f'python -m affectcodec_jax.train --workdir {workdir}')
 
 
 def _read(manager, step, name, target):

@@ -1,0 +1,114 @@
+"""Released codecs: the same tokens as the run's, whole or refused, and a start for training."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from affectcodec_jax import load, losses, release, train, weights
+from affectcodec_jax.data.synthetic import SyntheticSource
+from affectcodec_jax.errors import UserError
+from affectcodec_jax.training import checkpoints
+from affectcodec_jax.training.state import create_state
+from configs import base, finetune
+from tests.conftest import tiny
+
+
+def config(steps):
+  c = tiny(base.get_config())
+  c.train.steps, c.train.adversarial_start = steps, 1
+  return c
+
+
+@pytest.fixture(scope='module')
+def released(tmp_path_factory):
+  """(workdir of a run with two steps, the folder released of it)."""
+  run, out = tmp_path_factory.mktemp('run'), tmp_path_factory.mktemp('released')
+  train.train(config(2), run)
+  assert release.main([str(run), str(out)]) == 0
+  return run, out
+
+
+def test_a_released_codec_is_the_run_in_float16(released):
+  """Parameters within float16's rounding, 2^-11; what it encodes it decodes; its tokens are its own."""
+  run, out = released
+  ours, theirs = load(out), load(run)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2 ** -11, atol=1e-7),
+               ours.params, theirs.params)
+  audio = SyntheticSource(1)[0]['audio']
+  tokens = ours.encode(audio, 16000)
+  assert ours.decode(tokens).shape == audio.shape
+  with pytest.raises(UserError, match='made by model'):
+    theirs.decode(tokens)
+  assert ours.step == 2 and str(run) not in (out / 'codec.json').read_text()
+
+
+def test_changed_files_are_refused(released, tmp_path):
+  _, out = released
+  for name in ('codec.safetensors', 'teacher.safetensors'):
+    folder = tmp_path / name
+    folder.mkdir()
+    for file in out.iterdir():
+      (folder / file.name).write_bytes(file.read_bytes())
+    data = bytearray((folder / name).read_bytes())
+    data[-2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(UserError, match='not those that were released'):
+      load(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match='no such file'):
+      load(folder)
+
+
+def test_training_starts_from_a_released_codec_and_then_resumes(released, tmp_path, capsys):
+  """With a learning rate of 0 a step changes nothing: what is saved is what was released."""
+  _, out = released
+  c = config(1)
+  c.train.lr = c.train.disc_lr = 0.0
+  c.train.adversarial_start = 0
+  train.train(c, tmp_path, init_from=str(out))
+  state = checkpoints.restore_state(tmp_path, jax.eval_shape(lambda: fresh_state(c)))
+  wanted = load(out).params
+  jax.tree.map(np.testing.assert_array_equal, state.params, wanted)
+  # The average of two equal numbers may round by one unit in the last place.
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2 ** -22), state.ema, wanted)
+  jax.tree.map(np.testing.assert_array_equal, state.disc_params,
+               weights.load_params(out / 'discriminator.safetensors'))
+  c.train.steps = 2
+  assert 'starting from' in capsys.readouterr().out
+  train.train(c, tmp_path, init_from=str(out))  # the run's own checkpoint comes first
+  printed = capsys.readouterr().out
+  assert 'resumed at step 1' in printed and 'starting from' not in printed
+
+
+def fresh_state(c):
+  frozen = {'teacher': weights.load_teacher(c)}
+  return create_state(c, jax.random.PRNGKey(0), frozen, np.zeros((1, 3200), np.float32))
+
+
+def test_a_codec_of_other_sizes_is_refused(released, tmp_path):
+  _, out = released
+  c = config(1)
+  c.model.adapter_dim += 8
+  with pytest.raises(UserError, match=r'model\.adapter_dim=.*give the same value'):
+    train.train(c, tmp_path, init_from=str(out))
+  with pytest.raises(UserError, match='not a released codec'):
+    train.train(config(1), tmp_path / 'b', init_from=str(tmp_path))
+
+
+def test_the_packaged_codec_encodes_speech():
+  """Small enough, fit for configs/finetune.py, and trained: closer to speech at each higher rate.
+
+  A mel distance of 2.5 is that of a codec of some hundred steps; an untrained one has 7 or more.
+  """
+  assert sum(f.stat().st_size for f in weights.PACKAGED.iterdir()) < 25e6
+  codec = load()
+  assert codec.config.model.to_dict() == finetune.get_config().model.to_dict() | {
+      name: list(v) for name, v in finetune.get_config().model.to_dict().items() if isinstance(v, tuple)}
+  audio = np.concatenate([SyntheticSource(4)[i]['audio'] for i in range(4)])
+  tokens = codec.encode(audio, 16000)
+  target = losses.mel_targets(audio[None])
+  distance = [float(losses.mel_distance(losses.mel_targets(codec.decode(tokens, kbps)[None]), target)[0])
+              for kbps in (1.5, 3, 6)]
+  assert distance[0] > distance[1] > distance[2] and distance[0] < 2.5
