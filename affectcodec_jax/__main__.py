@@ -17,13 +17,13 @@ def main(argv=None):
   p = commands.add_parser('encode', help='speech file to token file')
   p.add_argument('input', help='WAV, FLAC, OGG or MP3, any sample rate')
   p.add_argument('output', help='token file, .afc')
-  p.add_argument('--checkpoint', help='workdir of a training run (default: the packaged codec)')
+  p.add_argument('--checkpoint', default='pretrained', help='workdir of a training run')
   p.add_argument('--kbps', type=float, help='1.5, 3 or 6 (default: the highest)')
 
   p = commands.add_parser('decode', help='token file to 16 kHz speech file')
   p.add_argument('input', help='token file, .afc')
   p.add_argument('output', help='.wav, .flac, .ogg or .mp3')
-  p.add_argument('--checkpoint', help='workdir of the run that encoded it (default: the packaged codec)')
+  p.add_argument('--checkpoint', default='pretrained', help='the one that encoded it')
   p.add_argument('--kbps', type=float, help='decode at a lower rate than the file has')
 
   p = commands.add_parser('truncate', help='token file to a lower rate; needs no model')
@@ -32,7 +32,7 @@ def main(argv=None):
   p.add_argument('--stages', type=int, required=True, help='stages to keep: 2 is 1.5 kbps')
 
   p = commands.add_parser('info', help='what a token file, a training run or the packaged codec holds')
-  p.add_argument('path', nargs='?', help='nothing: the packaged codec')
+  p.add_argument('path', nargs='?', default='pretrained')
 
   args = parser.parse_args(argv)
   command = {'encode': _encode, 'decode': _decode, 'truncate': _truncate, 'info': _info}[args.command]
@@ -82,14 +82,14 @@ def _truncate(args):
 
 
 def _info(args):
-  if args.path is None or os.path.isdir(args.path):
+  if args.path == 'pretrained' or os.path.isdir(args.path):
     import jax
 
     from affectcodec_jax.api import load
     codec = load(args.path)
     c = codec.config.model
     count = sum(x.size for x in jax.tree.leaves(codec.params))
-    print(f'codec       {args.path or "packaged"}, step {codec.step}\n'
+    print(f'codec       {args.path}, step {codec.step}\n'
           f'model       {codec.fingerprint.hex()}\n'
           f'parameters  {count / 1e6:.2f} M and a {next(iter(codec.frozen))} of '
           f'{sum(x.size for x in jax.tree.leaves(codec.frozen)) / 1e6:.2f} M\n'

@@ -15,7 +15,6 @@ from affectcodec_jax.config import load_config
 from affectcodec_jax.errors import UserError
 from affectcodec_jax.inference import Inference
 from affectcodec_jax.models.codec import bits_per_stage, hop_length
-from affectcodec_jax.training.checkpoints import restore_ema
 from affectcodec_jax.training.state import init_params
 
 
@@ -26,11 +25,11 @@ def use_compilation_cache():
     jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'affectcodec_jax', 'jax'))
 
 
-def load(path=None):
+def load(path='pretrained'):
   """Loads a codec: the packaged one, a released one, or the newest checkpoint (EMA weights) of a run.
 
   Args:
-    path: the run's workdir or a folder of `affectcodec_jax.release`; None is the packaged codec.
+    path: the run's workdir or a folder of `affectcodec_jax.release`; 'pretrained' is the packaged codec.
 
   Returns:
     A `Pretrained` codec.
@@ -39,12 +38,13 @@ def load(path=None):
     UserError: no codec there, no sound checkpoint, or one that does not fit its configuration.
   """
   use_compilation_cache()
-  path = weights.PACKAGED if path is None else pathlib.Path(path)
+  path = weights.PACKAGED if path == 'pretrained' else pathlib.Path(path)
   if not path.is_dir():
     raise UserError(f'{path}: no such folder; give the workdir of a training run, or leave it out for the '
                     'packaged codec')
   if release.is_release(path):
     return Pretrained(*release.load(path))
+  from affectcodec_jax.training.checkpoints import restore_ema  # half a second that released codecs spare
   config = load_config(path / 'config.json')
   frozen = weights.load_encoder_network(config, path)
   shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.PRNGKey(0))[0]

@@ -22,9 +22,10 @@ def main(argv=None):
   parser = argparse.ArgumentParser(
       prog='python -m affectcodec_jax.evaluate', description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--checkpoint', default='', help='workdir of a training run; without it, peers alone')
-  parser.add_argument('--data', required=True, help='a directory or a .jsonl manifest')
-  parser.add_argument('--split', default='test', help="which split of it (default 'test')")
+  parser.add_argument('--checkpoint', default='pretrained',
+                      help="workdir of a training run (default: the packaged codec); 'none': peers alone")
+  parser.add_argument('--data', required=True, help='a directory, a .jsonl manifest or a recording')
+  parser.add_argument('--split', default='test', help="which split of it (default 'test'), or all")
   parser.add_argument('--limit', type=int, default=0, help='at most so many files, evenly spread')
   parser.add_argument('--labelled', action='store_true', help='only files with a known emotion')
   parser.add_argument('--metrics', nargs='+', default=['all'],
@@ -33,8 +34,7 @@ def main(argv=None):
                       help="codecs to compare with, neural ones as MODEL@KBPS,KBPS; 'none' for none")
   parser.add_argument('--classifier', nargs='+', default=[], metavar='MODEL',
                       help='emotion classifiers or valence/arousal/dominance regressors for transformers')
-  parser.add_argument('--svm', 
-                      help='folder of python -m affectcodec_jax.judges, for the packaged machine')
+  parser.add_argument('--svm', help='folder of python -m affectcodec_jax.judges, for the packaged machine')
   parser.add_argument('--jobs', type=int, default=len(os.sched_getaffinity(0)), help='processes')
   parser.add_argument('--clips', type=int, default=4, help='files to hear and see in the report')
   parser.add_argument('--no-report', action='store_true', help='leave report.html out')
@@ -72,10 +72,10 @@ def evaluate(args):
   systems, codec, no_peers = scoring.make_systems(args.checkpoint, peers)
   absent |= no_peers
   if len(systems) == 1:
-    raise UserError('nothing to score: give --checkpoint, or --peers that are installed')
+    raise UserError('nothing to score: give a --checkpoint, or --peers that are installed')
   for name, why in absent.items():
     print(f'{name}: absent ({why})', file=sys.stderr)
-  source = FolderSource(args.data, args.split)
+  source = FolderSource(args.data, None if args.split == 'all' else args.split)
   chosen = choose_files(source, args)
 
   places = {}  # where in the source a file is

@@ -114,6 +114,7 @@ def test_formats_and_rates(tmp_path, suffix, rate, channels):
   assert abs(len(audio) - 16000) < 1200  # MP3 pads by up to two of its frames
   spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio))))
   assert abs(spectrum.argmax() * 16000 / len(audio) - 440) < 2
+  np.testing.assert_array_equal(FolderSource(tmp_path / f'a.{suffix}')[0]['audio'], audio)
 
 
 def test_bad_files_are_skipped_with_one_counted_warning(tmp_path, caplog):

@@ -200,7 +200,7 @@ def test_the_page_holds_all_it_shows(run, speech, tmp_path):
 
 def test_mistakes_get_one_line(run, speech, tmp_path, capsys):
   args = ['--data', str(speech), '--out', str(tmp_path / 'out'), '--cache', str(tmp_path / 'c')]
-  for more, message in ((['--peers', 'none'], 'nothing to score'),
+  for more, message in ((['--checkpoint', 'none', '--peers', 'none'], 'nothing to score'),
                         (['--metrics', 'loudness'], "no metric 'loudness'; there are spectral"),
                         (['--jobs', '0'], '--jobs at least 1'),
                         (['--checkpoint', str(tmp_path)], 'workdir of a training run'),

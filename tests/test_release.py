@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from affectcodec_jax import __main__ as cli
 from affectcodec_jax import load, losses, release, train, weights
+from affectcodec_jax.audio import read_audio, write_audio
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.errors import UserError
 from affectcodec_jax.training import checkpoints
@@ -112,3 +114,13 @@ def test_the_packaged_codec_encodes_speech():
   distance = [float(losses.mel_distance(losses.mel_targets(codec.decode(tokens, kbps)[None]), target)[0])
               for kbps in (1.5, 3, 6)]
   assert distance[0] > distance[1] > distance[2] and distance[0] < 2.5
+
+
+def test_one_line_each_encodes_and_decodes_without_a_checkpoint(tmp_path, capsys):
+  speech, tokens, out = tmp_path / 'in.wav', tmp_path / 'in.afc', tmp_path / 'out.wav'
+  write_audio(speech, SyntheticSource(1)[0]['audio'])
+  assert cli.main(['encode', str(speech), str(tokens), '--kbps', '1.5']) == 0
+  assert cli.main(['decode', str(tokens), str(out)]) == 0
+  assert cli.main(['info']) == 0 and cli.main(['info', str(tokens)]) == 0
+  assert len(read_audio(out)) == len(read_audio(speech))
+  assert f'model       {load().fingerprint.hex()}' in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Speech from files: a directory, or a manifest in JSON lines."""
+"""Speech from files: a directory, a manifest in JSON lines, or one recording."""
 
 import hashlib
 import json
@@ -21,8 +21,8 @@ class FolderSource:
   'gender': str, 'lang': str, 'text': str, 'name': str}`; what is not known is ''.
 
   Args:
-    path: a directory, searched to its depths (the folder of a file is its speaker), or a `.jsonl`
-      manifest: one object a line with `path` (relative to the manifest) and optionally `speaker`,
+    path: a directory, searched to its depths (the folder of a file is its speaker), an audio file, or a
+      `.jsonl` manifest: one object a line with `path` (relative to the manifest) and optionally `speaker`,
       `emotion`, `corpus`, `gender`, `lang`, `text` and `split`.
     split: which split, or None for all. Where no row names one, a hash of the path decides:
       90 % 'train', 5 % 'valid', 5 % 'test'. It stays so for a file when others come or go, except
@@ -39,8 +39,10 @@ class FolderSource:
       rows = _scan(path)
     elif path.is_file() and path.suffix == '.jsonl':
       rows = _read_manifest(path)
+    elif path.is_file() and path.suffix.lower() in SUFFIXES:
+      rows = [{'path': path, 'speaker': path.parent.name, 'key': path.name}]
     elif path.exists():
-      raise UserError(f'{path}: give a folder of audio files or a .jsonl manifest')
+      raise UserError(f'{path}: give an audio file, a folder of them or a .jsonl manifest')
     else:
       raise UserError(f'{path}: no such folder or manifest; set --config.data.path')
     self._rows, self.skipped = [], 0

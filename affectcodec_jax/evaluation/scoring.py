@@ -44,13 +44,13 @@ def codec_systems(codec):
 
 
 def make_systems(checkpoint, peers):
-  """The original, the codec of a checkpoint ('' for none) and its peers.
+  """The original, the codec of a checkpoint ('none' for none) and its peers.
 
   Returns:
     (systems, the codec or None, {peer: why it is absent}).
   """
   codec = None
-  if checkpoint:
+  if checkpoint != 'none':
     from affectcodec_jax.api import load
     codec = load(checkpoint)
   systems, absent = make_peers(peers)
