@@ -3,7 +3,7 @@
 __version__ = '0.1.0'
 
 
-def load(path=None):
+def load(path='pretrained'):
   """Loads a trained codec, the packaged one by default; see `affectcodec_jax.api.load`."""
   from affectcodec_jax import api  # JAX is imported only when it is needed
   return api.load(path)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from affectcodec_jax import config as config_lib
-from affectcodec_jax import weights
-from affectcodec_jax.training.state import create_state
+from affectcodec_jax import release, train, weights
+from affectcodec_jax.files import write_json
+from affectcodec_jax.training.state import create_state, init_params
 from configs.base import get_config
 
 
@@ -26,12 +27,13 @@ def tiny(config):
   m.encoder_dim, m.decoder_dim, m.acoustic_width = 2, 32, 32
   m.emotion_dim, m.acoustic_dim, m.num_stages = 16, 48, 3
   m.adapter_dim, m.adapter_layers = 16, 1
+  m.lite.width, m.lite.encoder_depth, m.lite.decoder_depth = 16, 1, 1
   config.rates = (1, 2, 3)
   d.n_ffts, d.filters = (256,), 2
   config.data.num_clips = 24
   config.data.crop_seconds = 0.2
   t.batch_size, t.steps, t.warmup_steps, t.adversarial_start = 8, 6, 2, 3
-  t.checkpoint_every, t.log_every, t.sample_every, t.num_samples = 2, 1, 100, 1
+  t.checkpoint_every, t.log_every, t.sample_every, t.num_samples = 2, 1, 100, 0
   return config
 
 
@@ -42,8 +44,10 @@ def tiny_config():
 
 @pytest.fixture(scope='session', autouse=True)
 def _compilation_cache(tmp_path_factory):
-  """One compile cache for the whole run: many tests build the same programs."""
-  jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('jax_cache')))
+  """One compile cache for the whole run, of all its processes: many tests build the same programs."""
+  folder = tmp_path_factory.getbasetemp()
+  folder = folder.parent if 'PYTEST_XDIST_WORKER' in os.environ else folder
+  jax.config.update('jax_compilation_cache_dir', str(folder / 'jax_cache'))
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +63,40 @@ def batch(config, seed=0):
   return 0.1 * np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def untrained_release(config, folder):
+  """Writes a codec of random weights as `affectcodec_jax.release` would: there is nothing to wait for."""
+  heard = weights.load_teacher(config)
+  init = jax.jit(functools.partial(init_params, config))
+  weights.save_params(folder / release.CODEC, init(jax.random.PRNGKey(0))[0])
+  weights.save_params(folder / 'teacher.safetensors', heard)
+  params = weights.load_params(folder / release.CODEC)
+  fingerprint = weights.fingerprint(config.model.to_dict(), params, {'teacher': heard}).hex()
+  write_json(folder / release.CONFIG, {'step': 0, 'fingerprint': fingerprint, 'config': config.to_dict()})
+
+
 def state_and_teacher(config):
   """A fresh state, on the host, and the packaged teacher."""
   teacher = {'teacher': weights.load_teacher(config)}
   fresh = jax.jit(functools.partial(create_state, config))
   return jax.device_get(fresh(jax.random.PRNGKey(0), teacher, batch(config))), teacher
+
+
+def run_until(config, workdir, step, **options):
+  """Stops a training at `step` as SIGTERM would, with the schedule of the whole run."""
+  original = train._catch_signals
+
+  class StopAt(list):
+    calls = 0
+
+    def __init__(self, distributed):
+      assert not distributed
+
+    def __bool__(self):
+      StopAt.calls += 1
+      return StopAt.calls >= step
+
+  train._catch_signals = StopAt
+  try:
+    train.train(config.copy_and_resolve_references(), workdir, **options)
+  finally:
+    train._catch_signals = original

@@ -11,26 +11,24 @@ import soundfile
 
 from affectcodec_jax import __main__ as cli
 from affectcodec_jax import load
-from affectcodec_jax import train as train_lib
 from affectcodec_jax.audio import level_gain
 from affectcodec_jax.bitstream import read_tokens
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.errors import UserError
 from configs import base
-from tests.conftest import tiny
+from tests.conftest import tiny, untrained_release
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """A workdir with a checkpoint of an 8-stage codec."""
+  """The folder of an 8-stage codec."""
   config = tiny(base.get_config())
   config.model.num_stages, config.rates = 8, (2, 4, 8)
-  config.train.steps = 2
-  workdir = tmp_path_factory.mktemp('run')
-  train_lib.train(config, workdir)
-  return workdir
+  folder = tmp_path_factory.mktemp('codec')
+  untrained_release(config, folder)
+  return folder
 
 
 @pytest.fixture(scope='module')

@@ -14,13 +14,12 @@ import pytest
 import soundfile
 
 from affectcodec_jax import evaluate
-from affectcodec_jax import train as train_lib
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.emotions import EMOTIONS
 from affectcodec_jax.evaluation import scoring, statistics, summary
 from affectcodec_jax.evaluation.peers import System
 from configs import base
-from tests.conftest import tiny
+from tests.conftest import tiny, untrained_release
 
 
 def _rows(rng, speakers=6, clips=5):
@@ -131,10 +130,9 @@ def test_a_metric_that_fails_is_told_and_the_others_go_on(tmp_path):
 def run(tmp_path_factory):
   config = tiny(base.get_config())
   config.model.num_stages, config.rates = 8, (2, 4, 8)
-  config.train.steps = 1
-  workdir = tmp_path_factory.mktemp('run')
-  train_lib.train(config, workdir)
-  return workdir
+  folder = tmp_path_factory.mktemp('codec')
+  untrained_release(config, folder)
+  return folder
 
 
 @pytest.fixture

@@ -14,12 +14,14 @@ from affectcodec_jax.errors import UserError
 from affectcodec_jax.training import checkpoints
 from affectcodec_jax.training.state import create_state
 from configs import base, finetune
-from tests.conftest import tiny
+from tests.conftest import run_until, tiny
 
 
-def config(steps):
+def config(seed=0):
+  """With a learning rate of 0: one program for all of these tests, and steps that change nothing."""
   c = tiny(base.get_config())
-  c.train.steps, c.train.adversarial_start = steps, 1
+  c.train.steps, c.train.adversarial_start, c.seed = 2, 0, seed
+  c.train.lr = c.train.disc_lr = 0.0
   return c
 
 
@@ -27,7 +29,7 @@ def config(steps):
 def released(tmp_path_factory):
   """(workdir of a run with two steps, the folder released of it)."""
   run, out = tmp_path_factory.mktemp('run'), tmp_path_factory.mktemp('released')
-  train.train(config(2), run)
+  train.train(config(seed=1), run)
   assert release.main([str(run), str(out)]) == 0
   return run, out
 
@@ -64,12 +66,10 @@ def test_changed_files_are_refused(released, tmp_path):
 
 
 def test_training_starts_from_a_released_codec_and_then_resumes(released, tmp_path, capsys):
-  """With a learning rate of 0 a step changes nothing: what is saved is what was released."""
+  """What is saved after a step that changes nothing is what was released."""
   _, out = released
-  c = config(1)
-  c.train.lr = c.train.disc_lr = 0.0
-  c.train.adversarial_start = 0
-  train.train(c, tmp_path, init_from=str(out))
+  c = config()
+  run_until(c, tmp_path, 1, init_from=str(out))
   state = checkpoints.restore_state(tmp_path, jax.eval_shape(lambda: fresh_state(c)))
   wanted = load(out).params
   jax.tree.map(np.testing.assert_array_equal, state.params, wanted)
@@ -77,7 +77,6 @@ def test_training_starts_from_a_released_codec_and_then_resumes(released, tmp_pa
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2 ** -22), state.ema, wanted)
   jax.tree.map(np.testing.assert_array_equal, state.disc_params,
                weights.load_params(out / 'discriminator.safetensors'))
-  c.train.steps = 2
   assert 'starting from' in capsys.readouterr().out
   train.train(c, tmp_path, init_from=str(out))  # the run's own checkpoint comes first
   printed = capsys.readouterr().out
@@ -91,12 +90,12 @@ def fresh_state(c):
 
 def test_a_codec_of_other_sizes_is_refused(released, tmp_path):
   _, out = released
-  c = config(1)
+  c = config()
   c.model.adapter_dim += 8
   with pytest.raises(UserError, match=r'model\.adapter_dim=.*give the same value'):
     train.train(c, tmp_path, init_from=str(out))
   with pytest.raises(UserError, match='not a released codec'):
-    train.train(config(1), tmp_path / 'b', init_from=str(tmp_path))
+    train.train(config(), tmp_path / 'b', init_from=str(tmp_path))
 
 
 def test_the_packaged_codec_encodes_speech():

@@ -61,19 +61,21 @@ def test_stage_dropout_is_biased(tiny_config):
   np.testing.assert_allclose(share, [0.375, 0.225, 0.4], atol=0.02)
 
 
-@pytest.mark.parametrize('devices', [2, 8])
-def test_n_devices_equal_one(tiny_config, devices):
-  """Same update from 1 and n devices.
+@pytest.mark.parametrize('devices', [2, 4, 8])
+def test_n_devices_equal_one(devices):
+  """Same update from 1 and n devices, of the backbone that compiles soonest.
 
   Sums in another order: 2e-4 of the largest entry of each first and second moment. (Of moments, not
   of parameters: Adam's first steps are the signs of gradients, also of those that are all rounding.)
   """
-  state, teacher = state_and_teacher(tiny_config)
+  config = tiny(lite.get_config())
+  config.data.crop_seconds = 0.2
+  state, teacher = state_and_teacher(config)
   state = state.replace(step=np.int32(2))  # past the warm-up's zero rate
-  audio = batch(tiny_config)
-  one, m1 = jax.jit(functools.partial(train_step, config=tiny_config, adversarial=True))(
+  audio = batch(config)
+  one, m1 = jax.jit(functools.partial(train_step, config=config, adversarial=True))(
       state, teacher, {'audio': audio})
-  step = functools.partial(train_step, config=tiny_config, adversarial=True, axis_name='data')
+  step = functools.partial(train_step, config=config, adversarial=True, axis_name='data')
   mapped = jax.pmap(step, axis_name='data', devices=jax.devices()[:devices])
   copies = jax.tree.map(lambda x: np.stack([x] * devices), (state, teacher))
   many, mn = mapped(*copies, {'audio': audio.reshape(devices, -1, audio.shape[1])})
@@ -91,9 +93,9 @@ def _same_update(one, many, one_metrics, many_metrics):
     np.testing.assert_allclose(b, a, rtol=1e-2, atol=2e-4 * max(np.abs(a).max(), 1e-12))
 
 
-@pytest.mark.parametrize('kind, fsdp, accumulate', [('mesh', 4, 1), ('pmap', 1, 2), ('mesh', 2, 2)])
+@pytest.mark.parametrize('kind, fsdp, accumulate', [('pmap', 1, 2), ('mesh', 2, 2)])
 def test_every_way_of_sharing_the_work_makes_the_same_update(tiny_config, kind, fsdp, accumulate):
-  """8 devices, state split over 1, 4 or 2 of them, one or two pieces, against one device and one piece."""
+  """8 devices, two pieces, state whole or split over 2 of them, against one device and one piece."""
   config = tiny_config
   config.train.batch_size = 16
   state, teacher = state_and_teacher(config)
@@ -110,9 +112,8 @@ def test_every_way_of_sharing_the_work_makes_the_same_update(tiny_config, kind, 
     assert largest.addressable_shards[0].data.size == largest.size // fsdp
   many, mn = devices.compile(True)(placed, devices.place(teacher), devices.split({'audio': audio}))
   _same_update(one, devices.fetch(many), m1, {k: devices.value(v) for k, v in mn.items()})
-  if kind == 'mesh':  # a second step takes the state as the first one left it
-    layouts = [x.sharding for x in jax.tree.leaves(placed)]
-    assert [x.sharding for x in jax.tree.leaves(many)] == layouts
+  # A second step takes the state as the first one left it, without being traced and compiled again.
+  assert [x.sharding for x in jax.tree.leaves(many)] == [x.sharding for x in jax.tree.leaves(placed)]
 
 
 def test_batch_must_divide_over_devices_and_pieces(tiny_config):

@@ -15,7 +15,7 @@ from affectcodec_jax import config as config_lib
 from affectcodec_jax import train as train_lib
 from affectcodec_jax.errors import UserError
 from affectcodec_jax.training import checkpoints, parallel
-from tests.conftest import state_and_teacher
+from tests.conftest import run_until, state_and_teacher
 
 EIGHT = ['--config', 'configs/base.py', '--config.train.batch_size=8']  # one clip a device
 ROOT = pathlib.Path(__file__).parent.parent
@@ -34,7 +34,7 @@ def test_resumed_run_is_bit_equal_to_a_straight_one(tiny_config, tmp_path):
   """6 steps at once against 4, a new trainer, 2 more; the discriminator joins at step 3."""
   config = tiny_config
   train_lib.train(config.copy_and_resolve_references(), tmp_path / 'straight')
-  _run_until(config, tmp_path / 'resumed', 4)
+  run_until(config, tmp_path / 'resumed', 4)
   train_lib.train(config.copy_and_resolve_references(), tmp_path / 'resumed')
   a, step_a = _params(tmp_path / 'straight', config)
   b, step_b = _params(tmp_path / 'resumed', config)
@@ -44,27 +44,6 @@ def test_resumed_run_is_bit_equal_to_a_straight_one(tiny_config, tmp_path):
   assert [x['step'] for x in lines] == [1, 2, 3, 4, 5, 6]
   assert all(k in lines[-1] for k in ('loss/mel', 'loss/emotion', 'loss/cycle', 'loss/commitment',
                                       'loss/multi_rate', 'loss/adversarial', 'loss/discriminator'))
-
-
-def _run_until(config, workdir, step):
-  """Stops a run at `step` as SIGTERM would, with the schedule of the whole run."""
-  original = train_lib._catch_signals
-
-  class StopAt(list):
-    calls = 0
-
-    def __init__(self, distributed):
-      assert not distributed
-
-    def __bool__(self):
-      StopAt.calls += 1
-      return StopAt.calls >= step
-
-  train_lib._catch_signals = StopAt
-  try:
-    train_lib.train(config.copy_and_resolve_references(), workdir)
-  finally:
-    train_lib._catch_signals = original
 
 
 def test_damaged_checkpoints_are_passed_over(tiny_config, tmp_path, capsys):
@@ -162,11 +141,12 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
 
 
 def test_a_run_over_a_mesh_goes_on_under_pmap(tiny_config, tmp_path, capsys):
-  """Two steps with the state split over 4 devices, two more with a copy on each of 8."""
-  tiny_config.train.update(parallel='mesh', fsdp=4, steps=2)
+  """Two steps with the state split over 4 devices, two more with a copy on each of 8; audio of both."""
+  tiny_config.train.update(parallel='mesh', fsdp=4, steps=2, num_samples=1)
   train_lib.train(tiny_config, tmp_path)
   tiny_config.train.update(parallel='pmap', fsdp=1, steps=4)
   assert train_lib.train(tiny_config, tmp_path)
   assert 'resumed at step 2' in capsys.readouterr().out
   steps = [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   assert steps == [1, 2, 3, 4]
+  assert len(list((tmp_path / 'samples').glob('step_000000[24]/*.wav'))) >= 2

@@ -47,7 +47,9 @@ def make_parallel(config):
   """
   if config.train.parallel == 'mesh':
     return _mesh(config)
-  return Parallel(jax_utils.replicate, split_batch, functools.partial(pmap_train_step, config), unreplicate,
+  # Under the axis's own name: with another the step would be traced again for what it returned itself.
+  replicate = functools.partial(jax_utils.replicate, axis_name=AXIS)
+  return Parallel(replicate, split_batch, functools.partial(pmap_train_step, config), unreplicate,
                   lambda x: float(x[0]))
 
 
