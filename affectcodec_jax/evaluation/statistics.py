@@ -63,13 +63,14 @@ class Speakers:
 
   def ratio(self, numerators, denominators=None):
     """Sum over sum with its interval; without denominators the mean of the values that are not NaN."""
-    return self.interval(self._ratio(numerators, denominators))
+    return self.interval(self.ratios(numerators, denominators))
 
   def interval(self, values):
     """A statistic and its interval from its values `[1 + draws]`, the sample's own first."""
     return _interval(values[0], values[1:])
 
-  def _ratio(self, numerators, denominators=None):
+  def ratios(self, numerators, denominators=None):
+    """`ratio` in the sample itself and in each draw, `[1 + draws]`."""
     numerators = np.asarray(numerators, np.float64)
     if denominators is None:
       denominators = np.isfinite(numerators).astype(np.float64)
@@ -81,8 +82,8 @@ class Speakers:
     """Recall in each draw, `[1 + draws]`: mean over the classes that occur in it, or over clips."""
     right = truth == predicted
     if not macro:
-      return self._ratio(right)
-    of_class = [self._ratio(right & (truth == e), (truth == e).astype(np.float64))
+      return self.ratios(right)
+    of_class = [self.ratios(right & (truth == e), (truth == e).astype(np.float64))
                 for e in np.unique(truth)]
     return np.nanmean(np.stack(of_class), axis=0)
 
