@@ -28,8 +28,8 @@ def run_command(command):
     return 130
 
 
-def require_extra(module, package=None):
-  """Imports and returns a module that only evaluation needs; `package` where it has another name.
+def require_extra(module, package=None, extras='requirements-eval.txt'):
+  """Imports and returns a module that only some commands need; `package` where it has another name.
 
   Raises:
     UserError: it is not installed.
@@ -37,4 +37,4 @@ def require_extra(module, package=None):
   try:
     return importlib.import_module(module)
   except ImportError as e:
-    raise UserError(f'{package or module} is not installed; pip install -r requirements-eval.txt') from e
+    raise UserError(f'{package or module} is not installed; pip install -r {extras}') from e
