@@ -212,8 +212,8 @@ def test_mistakes_get_one_line(run, speech, tmp_path, capsys):
 
 def test_a_worker_leaves_with_its_parent():
   """However the parent ended: here it just does, right after it has started the other."""
-  worker = ('import os; from affectcodec_jax.evaluation import scoring; print(os.getpid(), flush=True); '
-            'scoring._leave_with(os.getppid())')
+  worker = ('import os; from affectcodec_jax import workers; print(os.getpid(), flush=True); '
+            'workers.leave_with(os.getppid())')
   parent = ('import subprocess, sys; '
             f'p = subprocess.Popen([sys.executable, "-c", {worker!r}], stdout=subprocess.PIPE, text=True); '
             'print(p.stdout.readline())')

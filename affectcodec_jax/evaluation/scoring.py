@@ -6,20 +6,15 @@ them. A run that is stopped goes on where it was, a new metric is added to the o
 scored once serve every checkpoint.
 """
 
-import concurrent.futures
 import functools
 import hashlib
 import json
-import multiprocessing
-import os
 import pathlib
-import signal
-import threading
-import time
 import warnings
 
 import numpy as np
 
+from affectcodec_jax import workers
 from affectcodec_jax.audio import SAMPLE_RATE, level_gain
 from affectcodec_jax.errors import UserError
 from affectcodec_jax.evaluation.metrics import METRICS, remembered
@@ -135,16 +130,7 @@ _scorer = None  # of a worker process
 
 def _start(checkpoint, peers, metrics, models, cache):
   global _scorer
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to stop
-  threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
   _scorer = make_scorer(make_systems(checkpoint, peers)[0], metrics, models, cache)
-
-
-def _leave_with(parent):
-  """Ends this process when its parent is gone, however that ended: nobody would wait for it."""
-  while os.getppid() == parent:
-    time.sleep(2)
-  os._exit(1)
 
 
 def _work(item):
@@ -173,29 +159,9 @@ def score_files(items, checkpoint, peers, metrics, models, cache, jobs):
     UserError: a process died.
   """
   settings = (checkpoint, peers, metrics, models, str(cache))
-  threads = {'OMP_NUM_THREADS': '1', 'TF_CPP_MIN_LOG_LEVEL': '3',
-             'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
-             + ' --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'}
-  before = {k: os.environ.get(k) for k in threads}
-  os.environ.update(threads)  # inherited by the processes, which start with the first item
   try:
-    with concurrent.futures.ProcessPoolExecutor(
-        jobs, multiprocessing.get_context('spawn'), _start, settings) as pool:
-      waiting = []
-      try:
-        for item in items:
-          waiting.append((item, pool.submit(_work, item)))
-          if len(waiting) > 2 * jobs:
-            done, result = waiting.pop(0)
-            yield done, result.result()
-        for done, result in waiting:
-          yield done, result.result()
-      except BaseException:  # Ctrl-C too: what is not begun is not to be waited for
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-  except concurrent.futures.process.BrokenProcessPool as e:
+    with workers.pool(jobs, _start, settings) as pool:
+      yield from workers.in_order(pool, _work, items, 2 * jobs)
+  except workers.Died as e:
     raise UserError('a process of the evaluation died, perhaps for lack of memory; the same command goes '
                     'on where it stopped, and --jobs 1 needs least') from e
-  finally:
-    for name, value in before.items():
-      os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
