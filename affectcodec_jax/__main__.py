@@ -1,4 +1,4 @@
-"""Command line: `python -m affectcodec_jax encode | decode | info | truncate`."""
+"""Command line: `python -m affectcodec_jax encode | decode | info | truncate | tokenize`."""
 
 import argparse
 import os
@@ -34,8 +34,21 @@ def main(argv=None):
   p = commands.add_parser('info', help='what a token file, a training run or the packaged codec holds')
   p.add_argument('path', nargs='?', default='pretrained')
 
+  p = commands.add_parser('tokenize', help='corpus to shards of tokens, for training language models')
+  p.add_argument('data', help='a folder of audio files or a .jsonl manifest')
+  p.add_argument('out', help='folder for the shards; the same command goes on where it stopped')
+  p.add_argument('--checkpoint', default='pretrained', help='workdir of a training run')
+  p.add_argument('--kbps', type=float, help='1.5, 3 or 6 (default: the highest)')
+  p.add_argument('--split', help='which split of the data (default: all)')
+  p.add_argument('--format', default='arrayrecord', choices=('arrayrecord', 'parquet', 'both'))
+  p.add_argument('--shard-files', type=int, default=1000, help='recordings a shard (default 1000)')
+  p.add_argument('--processes', type=int, help='default: one a core, or a single one on an accelerator')
+  p.add_argument('--batch', type=int, default=1,
+                 help='pieces of 20 s or less that a process computes at once (default 1)')
+
   args = parser.parse_args(argv)
-  command = {'encode': _encode, 'decode': _decode, 'truncate': _truncate, 'info': _info}[args.command]
+  command = {'encode': _encode, 'decode': _decode, 'truncate': _truncate, 'info': _info,
+             'tokenize': _tokenize}[args.command]
   return run_command(lambda: command(args))
 
 
@@ -79,6 +92,13 @@ def _truncate(args):
   _check_output(args)
   bitstream.truncate_file(args.input, args.output, args.stages)
   print(f'{args.output}: {os.path.getsize(args.output)} bytes')
+
+
+def _tokenize(args):
+  from affectcodec_jax import token_shards, tokenize_corpus
+  formats = token_shards.FORMATS if args.format == 'both' else (args.format,)
+  tokenize_corpus.tokenize(args.data, args.out, args.checkpoint, args.kbps, args.split, formats,
+                           args.shard_files, args.processes, args.batch)
 
 
 def _info(args):

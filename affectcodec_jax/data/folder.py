@@ -34,17 +34,7 @@ class FolderSource:
   """
 
   def __init__(self, path, split=None, min_seconds=0.3):
-    path = pathlib.Path(path)
-    if path.is_dir():
-      rows = _scan(path)
-    elif path.is_file() and path.suffix == '.jsonl':
-      rows = _read_manifest(path)
-    elif path.is_file() and path.suffix.lower() in SUFFIXES:
-      rows = [{'path': path, 'speaker': path.parent.name, 'key': path.name}]
-    elif path.exists():
-      raise UserError(f'{path}: give an audio file, a folder of them or a .jsonl manifest')
-    else:
-      raise UserError(f'{path}: no such folder or manifest; set --config.data.path')
+    rows = list_rows(path)
     self._rows, self.skipped = [], 0
     bad = []
     for row in rows:
@@ -61,7 +51,7 @@ class FolderSource:
       raise UserError(f'{path}: no usable audio file; files must be {", ".join(SUFFIXES)} '
                       f'of {min_seconds} s or more')
     if split is not None:  # of the usable files, so that damaged ones cannot empty a split
-      self._rows = _select(self._rows, split, path)
+      self._rows = select_rows(self._rows, split, path)
 
   def __len__(self):
     return len(self._rows)
@@ -90,6 +80,24 @@ class FolderSource:
     return self.read(int(i))
 
 
+def list_rows(path):
+  """What a folder or manifest lists, unread: dicts with `path`, `key` (the path as listed) and labels.
+
+  Raises:
+    UserError: nothing there, or a malformed manifest.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    return _scan(path)
+  if path.is_file() and path.suffix == '.jsonl':
+    return _read_manifest(path)
+  if path.is_file() and path.suffix.lower() in SUFFIXES:
+    return [{'path': path, 'speaker': path.parent.name, 'key': path.name}]
+  if path.exists():
+    raise UserError(f'{path}: give an audio file, a folder of them or a .jsonl manifest')
+  raise UserError(f'{path}: no such folder or manifest; set --config.data.path')
+
+
 def _scan(root):
   files = sorted(p for p in root.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file()
                  and not p.name.startswith('.'))  # macOS leaves ._a.wav next to a.wav
@@ -116,8 +124,12 @@ def _read_manifest(path):
   return rows
 
 
-def _select(rows, split, path):
-  """Rows of one split; by hash of the path where no row names its split."""
+def select_rows(rows, split, path):
+  """Rows of one split; by hash of the path where no row names its split. `path` begins the errors.
+
+  Raises:
+    UserError: there are none.
+  """
   if not any('split' in row for row in rows):
     order = sorted(rows, key=_hash)
     valid = sum(_hash(row) < 0.05 for row in rows)
