@@ -63,7 +63,7 @@ def tokenize(data, out, checkpoint='pretrained', kbps=None, split=None, formats=
               'list_sha256': _list_hash(rows), 'shard_files': shard_files, 'shards': len(shards)}
   index, skipped = _resume(out, settings)
   todo = [i for i in range(len(shards)) if str(i) not in index['shards']]
-  if len(todo) < len(shards):
+  if 0 < len(todo) < len(shards):
     print(f'{out}: {len(shards) - len(todo)} of {len(shards)} shards are finished, going on')
   processes = processes or (len(os.sched_getaffinity(0)) if backend == 'cpu' else 1)
   chunks = [(i, shards[i][k:k + batch]) for i in todo for k in range(0, len(shards[i]), batch)]

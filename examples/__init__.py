@@ -1,0 +1,1 @@
+"""Programs to read and to begin from; see docs/language-models.md."""

@@ -1,0 +1,66 @@
+"""Token shards to padded batches of a language model, by grain: shuffled, endless, and resumable.
+
+  python -m examples.read_grain TOKENS
+
+TOKENS is a folder that `python -m affectcodec_jax tokenize` made.
+"""
+
+import argparse
+import sys
+
+import grain
+
+from affectcodec_jax import lm, token_shards
+from affectcodec_jax.errors import run_command
+
+
+class _Window(grain.transforms.RandomMap):
+  """At most `rows` rows of a clip, from a random one on."""
+
+  def __init__(self, rows):
+    self.rows = rows
+
+  def random_map(self, ids, rng):
+    start = int(rng.integers(max(len(ids) - self.rows, 0) + 1))
+    return ids[start:start + self.rows]
+
+
+def batches(folder, vocabulary, batch_size, frames, split=None, seed=0):
+  """Endless iterator of batches; its `get_state` and `set_state` go into a checkpoint.
+
+  Args:
+    folder: of token shards.
+    vocabulary: `lm.Vocabulary` of split codes; the stages it has are taken.
+    batch_size: clips a batch.
+    frames: longest part of a clip.
+    split: only clips whose `split` is this.
+    seed: of order and windows.
+
+  Yields:
+    ids `[batch_size, rows, columns]` in the delay pattern, pad after the end, and a mask
+    `[batch_size, rows]`, where rows = frames + columns - 1.
+  """
+  columns = len(vocabulary.sizes)
+
+  def to_ids(clip):
+    return vocabulary.to_ids(lm.split(clip['codes'][:, :columns // 2]))
+
+  source = grain.sources.ArrayRecordDataSource(token_shards.shard_paths(folder))
+  dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).map(token_shards.read_record)
+  dataset = dataset.filter(lambda clip: split is None or clip['split'] == split).map(to_ids)
+  dataset = dataset.random_map(_Window(frames)).map(lm.delay).to_iter_dataset()
+  return iter(dataset.batch(batch_size, batch_fn=lambda clips: lm.pad(clips, length=frames + columns - 1)))
+
+
+def show(folder):
+  """Prints what a batch looks like."""
+  ids, mask = next(batches(folder, lm.codes_vocabulary(stages=2), batch_size=4, frames=100))
+  print(f'ids {ids.shape} {ids.dtype}, mask {mask.shape}, {mask.mean():.0%} of it clips')
+  print(ids[0, :6])
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser(prog='python -m examples.read_grain')
+  parser.add_argument('tokens', help='folder of python -m affectcodec_jax tokenize')
+  args = parser.parse_args()
+  sys.exit(run_command(lambda: show(args.tokens)))
