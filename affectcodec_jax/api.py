@@ -15,6 +15,7 @@ from affectcodec_jax.config import load_config
 from affectcodec_jax.errors import UserError
 from affectcodec_jax.inference import Inference
 from affectcodec_jax.models.codec import bits_per_stage, hop_length
+from affectcodec_jax.streaming import StreamDecoder, StreamEncoder
 from affectcodec_jax.training.state import init_params
 
 
@@ -143,6 +144,52 @@ class Pretrained:
       raise UserError('these tokens have different rates; give kbps')
     audio = self._inference.decode(self.params, codes, batch)
     return [a[:n] / np.float32(10 ** (gain / 20)) for a, n, gain in zip(audio, samples, gains)]
+
+  def utterance_embedding(self, audio, sample_rate):
+    """What the encoder takes a whole recording's emotion for, `[adapter_dim]`; audio as `encode`'s."""
+    mono = audio_lib.resample(audio_lib.to_mono(audio), sample_rate, self.sample_rate)
+    levelled = mono * np.float32(10 ** (audio_lib.level_gain(mono) / 20))
+    return self._inference.hear(self.params, self.frozen, [levelled])[1][0]
+
+  def stream_encoder(self, kbps=None, chunk_frames=10, lookahead=None, gain_db=0.0, utterance=None):
+    """A `streaming.StreamEncoder`: `push(audio)` gives codes `[frames, stages]`, `flush()` the last ones.
+
+    Compiles, so that no `push` has to.
+
+    Args:
+      kbps: rate; None is the highest.
+      chunk_frames: frames of 20 ms that are encoded together: more is less work and more latency.
+      lookahead: frames heard beyond a chunk; None is all that the networks see, which makes the codes
+        those of `encode` but for gain and embedding. Fewer: less latency, and codes that differ.
+      gain_db: brings the speech to the codec's level, about -24 dBFS; the decoder has to be told it.
+      utterance: embedding `[adapter_dim]` of `utterance_embedding`; None pools the frames so far.
+
+    Raises:
+      UserError: a value that cannot be, or a codec whose teacher has to hear a recording as a whole.
+    """
+    if utterance is not None:
+      utterance = np.asarray(utterance, np.float32)
+      width = self.config.model.adapter_dim if self.config.model.conditioning else 0
+      if utterance.shape != (width,):
+        raise UserError(f'utterance must be an embedding [{width}], got {list(utterance.shape)}')
+    return StreamEncoder(self._inference, *jax.device_put((self.params, self.frozen)),
+                         self.num_stages(kbps), chunk_frames, lookahead, gain_db, utterance)
+
+  def stream_decoder(self, kbps=None, chunk_frames=10, lookahead=None, gain_db=0.0):
+    """A `streaming.StreamDecoder`: `push(codes)` gives audio, `push_lost(n)` conceals, `flush()` ends.
+
+    Compiles, so that no `push` has to. With the whole lookahead the audio is that of `decode`.
+
+    Args:
+      kbps: rate, at most the encoder's; None is the highest.
+      chunk_frames, lookahead: as `stream_encoder`'s.
+      gain_db: the encoder's.
+
+    Raises:
+      UserError: a value that cannot be.
+    """
+    return StreamDecoder(self._inference, jax.device_put(self.params), self.num_stages(kbps),
+                         2 ** bits_per_stage(self.config.model), chunk_frames, lookahead, gain_db)
 
   def _checked(self, tokens, kbps):
     """(codes of the stages asked for, samples, gain in dB) of what `decode` takes."""

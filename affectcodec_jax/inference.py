@@ -34,9 +34,9 @@ class Inference:
 
   def __init__(self, config, frozen, chunk=CHUNK):
     self.hop_length, self.chunk = hop_length(config.model), chunk
-    self._emotion_context = emotion_context(config, frozen)
-    self._encoder_context = acoustic = encoder_context(config.model)
-    self._decoder_context = around = decoder_context(config.model)
+    self.emotion_context = emotion_context(config, frozen)
+    self.encoder_context = acoustic = encoder_context(config.model)
+    self.decoder_context = around = decoder_context(config.model)
     codec, hop = make_codec(config), self.hop_length
 
     @functools.partial(jax.jit, static_argnums=4)
@@ -72,27 +72,10 @@ class Inference:
       UserError: too long for a teacher that has to hear it as a whole.
     """
     frames = [-(-len(r) // self.hop_length) for r in recordings]
-    u_e = [[] for _ in recordings]
-    parts = [[] for _ in recordings]
-    context = self._emotion_context
-    if context is None and max(map(len, recordings)) > MAX_WHOLE_SECONDS * SAMPLE_RATE:
-      raise UserError(f'longer than {MAX_WHOLE_SECONDS} s, and the teacher of this codec hears a recording '
-                      'as a whole; train it with a student (python -m affectcodec_jax.distil) or cut the '
-                      'recording')
-    whole, context = context is None, context or 0
-    for group in self._batches(frames, batch, whole):
-      pieces = [_cut(recordings[i], start, size, context, self.hop_length) for i, start, size in group]
-      mask = [_inside(frames[i], start, size, context) for i, start, size in group]
-      heard, part = jax.device_get(self.emotion(
-          params, frozen, _stack(pieces, batch), _stack(mask, batch), context))
-      for k, (i, start, _) in enumerate(group):
-        u_e[i].append(heard[k][:frames[i] - start])
-        parts[i].append(tuple(p[k] for p in part))
-    u_e = [np.concatenate(u) for u in u_e]
-    embedding = [combine(p) if p[0] else np.zeros(0, np.float32) for p in parts]
+    u_e, embedding = self.hear(params, frozen, recordings, batch)
     codes = [np.zeros((n, 0), np.int32) for n in frames]
     for group in self._batches(frames, batch):
-      pieces = [_cut(recordings[i], start, size, self._encoder_context, self.hop_length)
+      pieces = [cut(recordings[i], start, size, self.encoder_context, self.hop_length)
                 for i, start, size in group]
       emotion = [_rows(u_e[i], start, size) for i, start, size in group]
       told = np.asarray(self.quantize(params, _stack(pieces, batch), _stack(emotion, batch),
@@ -103,11 +86,37 @@ class Inference:
         codes[i][start:start + size] = told[k][:frames[i] - start]
     return codes
 
+  def hear(self, params, frozen, recordings, batch=1):
+    """The emotion path alone, as `encode`: U_e `[frames, emotion_dim]` and utterance embedding of each.
+
+    Embeddings are `[adapter_dim]`, of a codec without conditioning `[0]`.
+    """
+    frames = [-(-len(r) // self.hop_length) for r in recordings]
+    u_e = [[] for _ in recordings]
+    parts = [[] for _ in recordings]
+    context = self.emotion_context
+    if context is None and max(map(len, recordings)) > MAX_WHOLE_SECONDS * SAMPLE_RATE:
+      raise UserError(f'longer than {MAX_WHOLE_SECONDS} s, and the teacher of this codec hears a recording '
+                      'as a whole; train it with a student (python -m affectcodec_jax.distil) or cut the '
+                      'recording')
+    whole, context = context is None, context or 0
+    for group in self._batches(frames, batch, whole):
+      pieces = [cut(recordings[i], start, size, context, self.hop_length) for i, start, size in group]
+      mask = [inside(frames[i], start, size, context) for i, start, size in group]
+      heard, part = jax.device_get(self.emotion(
+          params, frozen, _stack(pieces, batch), _stack(mask, batch), context))
+      for k, (i, start, _) in enumerate(group):
+        u_e[i].append(heard[k][:frames[i] - start])
+        parts[i].append(tuple(p[k] for p in part))
+    u_e = [np.concatenate(u) for u in u_e]
+    embedding = [combine(p) if p[0] else np.zeros(0, np.float32) for p in parts]
+    return u_e, embedding
+
   def decode(self, params, codes, batch=1):
     """Audio, float32 `[frames * 320]` each, of codes `[frames, m]` of any one number of stages."""
     frames = [len(c) for c in codes]
     audio = [np.zeros(n * self.hop_length, np.float32) for n in frames]
-    around = self._decoder_context
+    around = self.decoder_context
     for group in self._batches(frames, batch):
       pieces = [codes[i][np.clip(np.arange(start - around, start + size + around), 0, frames[i] - 1)]
                 for i, start, size in group]
@@ -119,15 +128,15 @@ class Inference:
 
   def working_memory(self, params, frozen, frames):
     """Bytes besides weights that XLA reserves for a piece of so many frames: {'encode', 'decode'}."""
-    size, context = min(bucket(frames), self.chunk), self._emotion_context or 0
+    size, context = min(bucket(frames), self.chunk), self.emotion_context or 0
     audio = np.zeros(frames * self.hop_length, np.float32)
-    heard = np.stack([_cut(audio, 0, size, context, self.hop_length)])
-    mask = np.stack([_inside(frames, 0, size, context)])
+    heard = np.stack([cut(audio, 0, size, context, self.hop_length)])
+    mask = np.stack([inside(frames, 0, size, context)])
     u_e, part = self.emotion(params, frozen, heard, mask, context)
-    seen = np.stack([_cut(audio, 0, size, self._encoder_context, self.hop_length)])
+    seen = np.stack([cut(audio, 0, size, self.encoder_context, self.hop_length)])
     embedding = np.stack([combine([tuple(p[0] for p in part)])]) if part else np.zeros((1, 0), np.float32)
     codes = np.asarray(self.quantize(params, seen, u_e, embedding))
-    around = np.zeros((1, size + 2 * self._decoder_context, codes.shape[-1]), np.int32)
+    around = np.zeros((1, size + 2 * self.decoder_context, codes.shape[-1]), np.int32)
     programs = {'encode': [self.emotion.lower(params, frozen, heard, mask, context),
                            self.quantize.lower(params, seen, u_e, embedding)],
                 'decode': [self.synthesise.lower(params, around)]}
@@ -156,7 +165,7 @@ def bucket(frames):
   return -(-frames // step) * step
 
 
-def _cut(audio, start, size, context, hop):
+def cut(audio, start, size, context, hop):
   """Samples of `size` frames from frame `start` on and of `context` on either side; zeros outside."""
   piece = np.zeros((size + 2 * context) * hop, np.float32)
   first = (start - context) * hop
@@ -166,7 +175,7 @@ def _cut(audio, start, size, context, hop):
   return piece
 
 
-def _inside(frames, start, size, context):
+def inside(frames, start, size, context):
   """Which frames of such a piece the recording has, bool `[size + 2 * context]`."""
   at = np.arange(start - context, start + size + context)
   return (at >= 0) & (at < frames)

@@ -55,12 +55,17 @@ class AttentionPool(nn.Module):
     return top, jnp.sum(weights, axis=-1), jnp.einsum('bt,btd->bd', weights, x.astype(jnp.float32))
 
 
-def combine(parts):
-  """The pooled vector `[D]` of a recording from its pieces' (top, sum, weighted sum), in float64."""
+def merge(parts):
+  """The (top, sum, weighted sum) of several such parts together, in float64."""
   highest = max(top for top, _, _ in parts)
   scale = [math.exp(top - highest) for top, _, _ in parts]
   total = sum(s * float(weight) for s, (_, weight, _) in zip(scale, parts))
-  pooled = sum(s * np.asarray(v, np.float64) for s, (_, _, v) in zip(scale, parts))
+  return highest, total, sum(s * np.asarray(v, np.float64) for s, (_, _, v) in zip(scale, parts))
+
+
+def combine(parts):
+  """The pooled vector `[D]` of a recording from its pieces' (top, sum, weighted sum), in float64."""
+  _, total, pooled = merge(parts)
   return (pooled / total).astype(np.float32)
 
 
