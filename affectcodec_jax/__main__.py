@@ -1,4 +1,4 @@
-"""Command line: `python -m affectcodec_jax encode | decode | info | truncate | tokenize`."""
+"""Command line: `python -m affectcodec_jax COMMAND`."""
 
 import argparse
 import os
@@ -26,6 +26,15 @@ def main(argv=None):
   p.add_argument('--checkpoint', default='pretrained', help='the one that encoded it')
   p.add_argument('--kbps', type=float, help='decode at a lower rate than the file has')
 
+  p = commands.add_parser('stream', help='raw 16-bit mono PCM at 16 kHz through the codec, pipe to pipe')
+  p.add_argument('--checkpoint', default='pretrained', help='workdir of a training run')
+  p.add_argument('--kbps', type=float, help='1.5, 3 or 6 (default: the highest)')
+  p.add_argument('--chunk', type=int, default=10, help='frames of 20 ms computed together (default 10)')
+  p.add_argument('--lookahead', type=int, help='frames awaited after them (default: all that count)')
+  p.add_argument('--gain-db', type=float, default=0.0, help='that makes speech about -24 dBFS (default 0)')
+  p.add_argument('--loss', type=float, default=0.0, help='share of frames to lose, for trying (default 0)')
+  p.add_argument('--seed', type=int, default=0, help='of those losses')
+
   p = commands.add_parser('truncate', help='token file to a lower rate; needs no model')
   p.add_argument('input')
   p.add_argument('output')
@@ -47,8 +56,8 @@ def main(argv=None):
                  help='pieces of 20 s or less that a process computes at once (default 1)')
 
   args = parser.parse_args(argv)
-  command = {'encode': _encode, 'decode': _decode, 'truncate': _truncate, 'info': _info,
-             'tokenize': _tokenize}[args.command]
+  command = {'encode': _encode, 'decode': _decode, 'stream': _stream, 'info': _info,
+             'truncate': _truncate, 'tokenize': _tokenize}[args.command]
   return run_command(lambda: command(args))
 
 
@@ -85,6 +94,11 @@ def _decode(args):
   samples = codec.decode(tokens, args.kbps)
   audio.write_audio(args.output, samples)
   print(f'{args.output}: {len(samples) / audio.SAMPLE_RATE:.2f} s')
+
+
+def _stream(args):
+  from affectcodec_jax.pipe import pipe
+  pipe(args, sys.stdin.buffer, sys.stdout.buffer)
 
 
 def _truncate(args):

@@ -15,7 +15,7 @@ from affectcodec_jax.config import load_config
 from affectcodec_jax.errors import UserError
 from affectcodec_jax.inference import Inference
 from affectcodec_jax.models.codec import bits_per_stage, hop_length
-from affectcodec_jax.streaming import StreamDecoder, StreamEncoder
+from affectcodec_jax.streaming import CHUNK, StreamDecoder, StreamEncoder
 from affectcodec_jax.training.state import init_params
 
 
@@ -151,7 +151,7 @@ class Pretrained:
     levelled = mono * np.float32(10 ** (audio_lib.level_gain(mono) / 20))
     return self._inference.hear(self.params, self.frozen, [levelled])[1][0]
 
-  def stream_encoder(self, kbps=None, chunk_frames=10, lookahead=None, gain_db=0.0, utterance=None):
+  def stream_encoder(self, kbps=None, chunk_frames=CHUNK, lookahead=None, gain_db=0.0, utterance=None):
     """A `streaming.StreamEncoder`: `push(audio)` gives codes `[frames, stages]`, `flush()` the last ones.
 
     Compiles, so that no `push` has to.
@@ -175,7 +175,7 @@ class Pretrained:
     return StreamEncoder(self._inference, *jax.device_put((self.params, self.frozen)),
                          self.num_stages(kbps), chunk_frames, lookahead, gain_db, utterance)
 
-  def stream_decoder(self, kbps=None, chunk_frames=10, lookahead=None, gain_db=0.0):
+  def stream_decoder(self, kbps=None, chunk_frames=CHUNK, lookahead=None, gain_db=0.0):
     """A `streaming.StreamDecoder`: `push(codes)` gives audio, `push_lost(n)` conceals, `flush()` ends.
 
     Compiles, so that no `push` has to. With the whole lookahead the audio is that of `decode`.

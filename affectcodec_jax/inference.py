@@ -49,13 +49,24 @@ class Inference:
       u = codec.apply({'params': params}, audio, u_e, embedding, acoustic, method=Codec.analyse_acoustic)
       return codec.apply({'params': params}, u, method=Codec.quantize).indices
 
-    @jax.jit
-    def synthesise(params, codes):
-      latent = codec.apply({'params': params}, codes, method=Codec.lookup)
+    def from_latent(params, latent):
       audio = codec.apply({'params': params}, latent, method=Codec.synthesise)
       return audio[:, around * hop:audio.shape[1] - around * hop]
 
-    self.emotion, self.quantize, self.synthesise = emotion, quantize, synthesise
+    def lookup(params, codes):
+      return codec.apply({'params': params}, codes, method=Codec.lookup)
+
+    @jax.jit
+    def synthesise(params, codes):
+      return from_latent(params, lookup(params, codes))
+
+    @jax.jit
+    def synthesise_between(params, before, after, weight):
+      a, b, weight = lookup(params, before), lookup(params, after), weight[..., None]  # [B, T, 1]
+      return from_latent(params, (1 - weight) * a + weight * b)
+
+    self.emotion, self.quantize = emotion, quantize
+    self.synthesise, self.synthesise_between = synthesise, synthesise_between
 
   def encode(self, params, frozen, recordings, batch=1):
     """Codes of recordings, `[samples]` each, at the codec's level.

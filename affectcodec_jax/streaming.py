@@ -13,7 +13,7 @@ from affectcodec_jax.errors import UserError
 from affectcodec_jax.inference import cut, inside
 from affectcodec_jax.models.conditioning import combine, merge
 
-# A lost frame is the nearest sound one again, with its amplitude times this, by their distance in frames.
+# Amplitude of a lost frame, by the distance in frames from the nearest that is not lost.
 FADE = (1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 
 
@@ -24,7 +24,7 @@ class StreamEncoder:
     latency_samples: the codes of a sample's frame are out when at most so many more samples are in.
     latency: the same in seconds.
     gain_db: applied before encoding; the decoder has to take it off.
-    embedding: utterance embedding `[adapter_dim]` of the newest codes, None before there are any.
+    embedding: utterance embedding `[adapter_dim]` of the newest codes.
   """
 
   def __init__(self, inference, params, frozen, stages, chunk_frames, lookahead, gain_db, utterance):
@@ -33,7 +33,7 @@ class StreamEncoder:
                       'train it with a student (python -m affectcodec_jax.distil)')
     self._inference, self._params, self._frozen, self._stages = inference, params, frozen, stages
     self._context = max(inference.emotion_context, inference.encoder_context)
-    self._chunk, self._lookahead = _checked(chunk_frames, lookahead, self._context)
+    self._chunk, self._lookahead = _checked(chunk_frames, lookahead, self._context, gain_db)
     self._utterance = utterance
     self.gain_db = gain_db
     self.latency_samples = (self._chunk + self._lookahead) * inference.hop_length
@@ -46,7 +46,6 @@ class StreamEncoder:
     self._audio = np.zeros(0, np.float32)  # at the codec's level, from frame `_first` on
     self._first, self._next, self._samples = 0, 0, 0
     self._heard = []  # what the frames so far add to the utterance's embedding
-    self.embedding = None
 
   def push(self, audio):
     """Takes samples, gives the codes that are certain now.
@@ -111,7 +110,7 @@ class StreamDecoder:
   def __init__(self, inference, params, stages, num_codes, chunk_frames, lookahead, gain_db):
     self._inference, self._params, self._stages, self._num_codes = inference, params, stages, num_codes
     self._context = inference.decoder_context
-    self._chunk, self._lookahead = _checked(chunk_frames, lookahead, self._context)
+    self._chunk, self._lookahead = _checked(chunk_frames, lookahead, self._context, gain_db)
     self._gain = np.float32(10 ** (-gain_db / 20))
     self.latency_samples = (self._chunk + self._lookahead - 1) * inference.hop_length
     self.latency = self.latency_samples / SAMPLE_RATE
@@ -175,27 +174,33 @@ class StreamDecoder:
     lost = self._lost[:end - self._first]
     if lost.all():
       return np.zeros(self._chunk * hop, np.float32)
-    sound, distance = nearest_sound(lost)
-    at = np.clip(start + around, 0, end - 1) - self._first  # past its end a recording stays as it is
-    audio = np.asarray(self._inference.synthesise(self._params, self._codes[sound[at]][None]))[0]
+    at = np.clip(start + around, 0, end - 1) - self._first  # past its ends a recording stays as it is
+    before, after, weight, distance = (x[at] for x in bridge(lost))
+    audio = np.asarray(self._inference.synthesise_between(
+        self._params, self._codes[before][None], self._codes[after][None], weight[None]))[0]
     if lost.any():
-      fade = np.asarray(FADE)[np.minimum(distance, len(FADE) - 1)][at]
+      fade = np.asarray(FADE)[np.minimum(distance, len(FADE) - 1)]
       middle = (np.arange(self._chunk * hop) + 0.5) / hop - 0.5  # of each sample, in frames of the chunk
       audio = audio * np.interp(middle, around, fade).astype(np.float32)
     return audio * self._gain
 
 
-def nearest_sound(lost):
-  """The nearest frame that is not lost, the earlier of two, and its distance: `[frames]` each.
+def bridge(lost):
+  """How lost frames are made of those around them: the latent in between, by time, at a lower level.
 
   Args:
     lost: bool `[frames]`, not all of them True.
+
+  Returns:
+    `[frames]` each: the sound frame before (the first one, where there is none) and after (the last one),
+    the weight of the one after, float32 in [0, 1], and the distance of the nearer. A frame that is not
+    lost is its own, before and after.
   """
   sound, at = np.flatnonzero(~lost), np.arange(len(lost))
-  after = np.searchsorted(sound, at)
-  before, after = sound[np.maximum(after - 1, 0)], sound[np.minimum(after, len(sound) - 1)]
-  nearest = np.where(np.abs(at - before) <= np.abs(after - at), before, after)
-  return nearest, np.abs(at - nearest)
+  after = sound[np.minimum(np.searchsorted(sound, at), len(sound) - 1)]
+  before = sound[np.maximum(np.searchsorted(sound, at, side='right') - 1, 0)]
+  weight = np.clip((at - before) / np.maximum(after - before, 1), 0, 1).astype(np.float32)
+  return before, after, weight, np.minimum(np.abs(at - before), np.abs(at - after))
 
 
 def _ready(start, size, lookahead, frames, last):
@@ -205,9 +210,11 @@ def _ready(start, size, lookahead, frames, last):
     start += size
 
 
-def _checked(chunk, lookahead, context):
+def _checked(chunk, lookahead, context, gain_db):
   """(frames of a chunk, frames of lookahead that matter)."""
   if chunk < 1 or (lookahead is not None and lookahead < 0):
-    raise UserError(f'chunk_frames={chunk}, lookahead={lookahead}: a chunk has at least 1 frame, and '
+    raise UserError(f'chunk of {chunk} and lookahead of {lookahead} frames: a chunk has at least 1, and '
                     'the lookahead is not negative')
+  if not abs(gain_db) <= 100:
+    raise UserError(f'gain of {gain_db:g} dB; give one within 100 dB')
   return chunk, context if lookahead is None else min(lookahead, context)

@@ -1,0 +1,132 @@
+"""What streaming and lost frames cost: a codec's streams beside the same clips as wholes.
+
+  python -m affectcodec_jax.analysis.streaming --data SPEECH/manifest.jsonl --out docs/logs/streaming
+
+Clips are brought to the codec's level. Encoders are compared by the share of codes that are not those of
+the whole, and by the sound of their codes from the whole's decoder; decoders by their sound from the
+whole's codes. Frames are lost independently, the same ones for both ways of filling them. Writes
+OUT/quality.json and prints a table: mel distance and STOI to the original, means over clips. Needs
+requirements-eval.txt.
+"""
+
+import argparse
+import sys
+
+import numpy as np
+
+from affectcodec_jax.errors import UserError, run_command
+
+GAINS = (-12.0, -6.0, 6.0, 12.0)  # dB
+ENCODER_LOOKAHEAD = (14, 7, 3)  # frames
+DECODER_LOOKAHEAD = (10, 5, 2)
+LOSSES = (0.02, 0.05, 0.1, 0.2)
+
+
+def main(argv=None):
+  """Entry point; returns the exit status."""
+  parser = argparse.ArgumentParser(
+      prog='python -m affectcodec_jax.analysis.streaming', description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--checkpoint', default='pretrained', help='workdir of a training run')
+  parser.add_argument('--data', required=True, help='a directory or a .jsonl manifest')
+  parser.add_argument('--split', default='test', help="which split of it (default 'test')")
+  parser.add_argument('--limit', type=int, default=16, help='so many files, evenly spread (default 16)')
+  parser.add_argument('--kbps', type=float, default=1.5)
+  parser.add_argument('--out', required=True, help='folder for quality.json')
+  args = parser.parse_args(argv)
+  return run_command(lambda: _run(args))
+
+
+def _run(args):
+  from affectcodec_jax.api import load
+  from affectcodec_jax.data.folder import FolderSource
+  from affectcodec_jax.evaluation.scoring import levelled
+  from affectcodec_jax.files import make_folder, write_json
+  if args.limit < 1:
+    raise UserError('--limit must be at least 1')
+  out, codec, source = make_folder(args.out), load(args.checkpoint), FolderSource(args.data, args.split)
+  chosen = np.unique(np.linspace(0, len(source) - 1, args.limit).astype(int))
+  items = [source[i] for i in chosen]
+  # STOI needs half a second of speech.
+  clips = [levelled(i['audio']) for i in items if i is not None and len(i['audio']) >= 16000]
+  if not clips:
+    raise UserError(f'{args.data}: no file of split {args.split} is a second long')
+  results = {'step': codec.step, 'fingerprint': codec.fingerprint.hex(), 'kbps': args.kbps,
+             'files': len(clips), 'seconds': round(sum(map(len, clips)) / 16000, 1),
+             'rows': measure(codec, clips, args.kbps)}
+  write_json(out / 'quality.json', results)
+  print(f'{results["files"]} files, {results["seconds"]} s, {args.kbps:g} kbps\n'
+        f'{"":44}{"latency":>9}{"differ":>9}{"1st s":>9}{"mel":>9}{"STOI":>9}')
+  for row in results['rows']:
+    cells = (f'{1000 * row["latency"]:.0f} ms' if 'latency' in row else '',
+             *(f'{row[k]:.1%}' if k in row else '' for k in ('differ', 'differ_first_second')),
+             f'{row["mel"]:.3f}', f'{row["stoi"]:.3f}')
+    print(f'{row["name"]:44}' + ''.join(f'{c:>9}' for c in cells))
+
+
+def measure(codec, clips, kbps):
+  """Rows of every way to stream, the first of them for the wholes.
+
+  Args:
+    codec: a `Pretrained`.
+    clips: list of `[samples]` at the codec's level.
+    kbps: rate.
+
+  Returns:
+    List of dicts: `name`, `mel`, `stoi`; of encoders `differ`, the share of codes that are not the whole's,
+    and the same of the first second; of both `latency` in seconds.
+  """
+  from affectcodec_jax.evaluation.metrics import METRICS
+  spectral, stoi = METRICS['spectral'].make(), METRICS['stoi'].make()
+  tokens = [codec.encode(a, 16000, kbps) for a in clips]
+  wholes = [np.asarray(t) for t in tokens]
+
+  def row(name, decoded, **facts):
+    scores = [(spectral(a, d[:len(a)], None)['mel'], stoi(a, d[:len(a)], None)['stoi'])
+              for a, d in zip(clips, decoded)]
+    mel, heard = np.mean(scores, axis=0)
+    return {'name': name, 'mel': round(float(mel), 4), 'stoi': round(float(heard), 4)} | facts
+
+  def encoded(name, encoder, gain_db=0.0, utterances=None):
+    codes = []
+    for i, a in enumerate(clips):
+      if utterances:
+        encoder = utterances[i]
+      codes.append(np.concatenate([encoder.push(a * np.float32(10 ** (gain_db / 20))), encoder.flush()]))
+    decoded = [codec.decode(c) / np.float32(10 ** (gain_db / 20)) for c in codes]
+    differ = [c != w for c, w in zip(codes, wholes)]
+    return row(name, decoded, latency=encoder.latency,
+               differ=float(np.mean(np.concatenate(differ))),
+               differ_first_second=float(np.mean(np.concatenate([d[:50] for d in differ]))))
+
+  def decoded(name, decoder, lost=None):
+    audio = []
+    for i, codes in enumerate(wholes):
+      codes = codes if lost is None else np.where(lost[i][:, None], -1, codes)
+      audio.append(np.concatenate([decoder.push(codes), decoder.flush()]))
+    return row(name, audio, latency=decoder.latency)
+
+  offline = [codec.decode(w) for w in wholes]
+  rows = [row('whole', offline)]
+  embeddings = [codec.utterance_embedding(a, 16000) for a in clips]
+  rows.append(encoded('encoder, embedding of the whole', None, utterances=[
+      codec.stream_encoder(kbps, utterance=e) for e in embeddings]))
+  encoder, decoder = codec.stream_encoder(kbps), codec.stream_decoder(kbps)
+  rows.append(encoded('encoder, running embedding', encoder))
+  rows += [encoded(f'  {gain:+g} dB off the level', encoder, gain) for gain in GAINS]
+  rows += [encoded(f'  lookahead of {n} frames', codec.stream_encoder(kbps, lookahead=n))
+           for n in ENCODER_LOOKAHEAD]
+  rows.append(decoded('decoder', decoder))
+  rows += [decoded(f'  lookahead of {n} frames', codec.stream_decoder(kbps, lookahead=n))
+           for n in DECODER_LOOKAHEAD]
+  for share in LOSSES:
+    rng = np.random.default_rng(0)
+    lost = [rng.random(len(w)) < share for w in wholes]
+    rows.append(decoded(f'{share:.0%} of frames lost, concealed', decoder, lost))
+    silenced = [a * np.repeat(~x, 320) for a, x in zip(offline, lost)]
+    rows.append(row(f'{share:.0%} of frames lost, zeros in their place', silenced))
+  return rows
+
+
+if __name__ == '__main__':
+  sys.exit(main())
