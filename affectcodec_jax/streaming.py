@@ -171,13 +171,15 @@ class StreamDecoder:
   def _decode(self, start, end):
     """Audio `[chunk * 320]` of the frames from `start` on, from the codes before frame `end`."""
     hop, around = self._inference.hop_length, np.arange(-self._context, self._chunk + self._context)
-    lost = self._lost[:end - self._first]
+    begin = max(start - self._context, 0)  # no more than that: sizes of pieces must not show
+    view = slice(begin - self._first, end - self._first)
+    codes, lost = self._codes[view], self._lost[view]
     if lost.all():
       return np.zeros(self._chunk * hop, np.float32)
-    at = np.clip(start + around, 0, end - 1) - self._first  # past its ends a recording stays as it is
+    at = np.clip(start + around, 0, end - 1) - begin  # past its ends a recording stays as it is
     before, after, weight, distance = (x[at] for x in bridge(lost))
     audio = np.asarray(self._inference.synthesise_between(
-        self._params, self._codes[before][None], self._codes[after][None], weight[None]))[0]
+        self._params, codes[before][None], codes[after][None], weight[None]))[0]
     if lost.any():
       fade = np.asarray(FADE)[np.minimum(distance, len(FADE) - 1)]
       middle = (np.arange(self._chunk * hop) + 0.5) / hop - 0.5  # of each sample, in frames of the chunk
