@@ -24,7 +24,7 @@ class StreamEncoder:
     latency_samples: the codes of a sample's frame are out when at most so many more samples are in.
     latency: the same in seconds.
     gain_db: applied before encoding; the decoder has to take it off.
-    embedding: utterance embedding `[adapter_dim]` of the newest codes.
+    embedding: utterance embedding `[adapter_dim]` of the newest codes, None before there are any.
   """
 
   def __init__(self, inference, params, frozen, stages, chunk_frames, lookahead, gain_db, utterance):
@@ -41,6 +41,7 @@ class StreamEncoder:
     self._begin()
     self._encode(0, 1)  # compiles: no push has to wait for that
     self._begin()
+    self.embedding = None
 
   def _begin(self):
     self._audio = np.zeros(0, np.float32)  # at the codec's level, from frame `_first` on
