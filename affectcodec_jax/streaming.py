@@ -13,6 +13,7 @@ from affectcodec_jax.errors import UserError
 from affectcodec_jax.inference import cut, inside
 from affectcodec_jax.models.conditioning import combine, merge
 
+CHUNK = 10  # frames: 200 ms
 # Amplitude of a lost frame, by the distance in frames from the nearest that is not lost.
 FADE = (1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 
