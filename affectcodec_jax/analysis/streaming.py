@@ -5,8 +5,9 @@
 Clips are brought to the codec's level. Encoders are compared by the share of codes that are not those of
 the whole, and by the sound of their codes from the whole's decoder; decoders by their sound from the
 whole's codes. Frames are lost independently, the same ones for both ways of filling them. Writes
-OUT/quality.json and prints a table: mel distance and STOI to the original, means over clips. Needs
-requirements-eval.txt.
+OUT/quality.json and prints a table, means over clips: mel distance and STOI to the original, and how far
+the emotion that the packaged judge hears is from that of the original (total variation of its posteriors).
+Needs requirements-eval.txt.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from affectcodec_jax.errors import UserError, run_command
 GAINS = (-12.0, -6.0, 6.0, 12.0)  # dB
 ENCODER_LOOKAHEAD = (14, 7, 3)  # frames
 DECODER_LOOKAHEAD = (10, 5, 2)
+QUICK = {'chunk_frames': 5, 'lookahead': 5}  # of both ends
 LOSSES = (0.02, 0.05, 0.1, 0.2)
 
 
@@ -56,11 +58,11 @@ def _run(args):
              'rows': measure(codec, clips, args.kbps)}
   write_json(out / 'quality.json', results)
   print(f'{results["files"]} files, {results["seconds"]} s, {args.kbps:g} kbps\n'
-        f'{"":44}{"latency":>9}{"differ":>9}{"1st s":>9}{"mel":>9}{"STOI":>9}')
+        f'{"":44}{"latency":>9}{"differ":>9}{"1st s":>9}{"mel":>9}{"STOI":>9}{"emotion":>9}')
   for row in results['rows']:
     cells = (f'{1000 * row["latency"]:.0f} ms' if 'latency' in row else '',
              *(f'{row[k]:.1%}' if k in row else '' for k in ('differ', 'differ_first_second')),
-             f'{row["mel"]:.3f}', f'{row["stoi"]:.3f}')
+             *(f'{row[k]:.3f}' for k in ('mel', 'stoi', 'emotion')))
     print(f'{row["name"]:44}' + ''.join(f'{c:>9}' for c in cells))
 
 
@@ -73,52 +75,62 @@ def measure(codec, clips, kbps):
     kbps: rate.
 
   Returns:
-    List of dicts: `name`, `mel`, `stoi`; of encoders `differ`, the share of codes that are not the whole's,
-    and the same of the first second; of both `latency` in seconds.
+    List of dicts: `name`, `mel`, `stoi`, `emotion`; of encoders `differ`, the share of codes that are not
+    the whole's, and the same of the first second; of both `latency` in seconds.
   """
   from affectcodec_jax.evaluation.metrics import METRICS
-  spectral, stoi = METRICS['spectral'].make(), METRICS['stoi'].make()
-  tokens = [codec.encode(a, 16000, kbps) for a in clips]
-  wholes = [np.asarray(t) for t in tokens]
+  spectral, stoi, judge = (METRICS[name].make() for name in ('spectral', 'stoi', 'network'))
+
+  def posterior(audio):
+    return np.asarray(judge(None, audio, None)['network'])
+
+  wholes = [np.asarray(codec.encode(a, 16000, kbps)) for a in clips]
+  heard = [posterior(a) for a in clips]
 
   def row(name, decoded, **facts):
-    scores = [(spectral(a, d[:len(a)], None)['mel'], stoi(a, d[:len(a)], None)['stoi'])
-              for a, d in zip(clips, decoded)]
-    mel, heard = np.mean(scores, axis=0)
-    return {'name': name, 'mel': round(float(mel), 4), 'stoi': round(float(heard), 4)} | facts
+    scores = []
+    for a, d, h in zip(clips, decoded, heard):
+      d = d[:len(a)]
+      scores.append((spectral(a, d, None)['mel'], stoi(a, d, None)['stoi'],
+                     0.5 * np.abs(posterior(d) - h).sum()))
+    means = (round(float(x), 4) for x in np.mean(scores, axis=0))
+    return {'name': name} | dict(zip(('mel', 'stoi', 'emotion'), means)) | facts
 
-  def encoded(name, encoder, gain_db=0.0, utterances=None):
-    codes = []
-    for i, a in enumerate(clips):
-      if utterances:
-        encoder = utterances[i]
-      codes.append(np.concatenate([encoder.push(a * np.float32(10 ** (gain_db / 20))), encoder.flush()]))
-    decoded = [codec.decode(c) / np.float32(10 ** (gain_db / 20)) for c in codes]
+  def encoded(name, encoders, decode=codec.decode, delay=0.0, gain_db=0.0):
+    gain = np.float32(10 ** (gain_db / 20))
+    codes = [np.concatenate([e.push(gain * a), e.flush()]) for e, a in zip(encoders, clips)]
     differ = [c != w for c, w in zip(codes, wholes)]
-    return row(name, decoded, latency=encoder.latency,
+    return row(name, [decode(c) / gain for c in codes], latency=encoders[0].latency + delay,
                differ=float(np.mean(np.concatenate(differ))),
                differ_first_second=float(np.mean(np.concatenate([d[:50] for d in differ]))))
 
+  def through(decoder):
+    return lambda codes: np.concatenate([decoder.push(codes), decoder.flush()])
+
   def decoded(name, decoder, lost=None):
-    audio = []
-    for i, codes in enumerate(wholes):
-      codes = codes if lost is None else np.where(lost[i][:, None], -1, codes)
-      audio.append(np.concatenate([decoder.push(codes), decoder.flush()]))
+    lost = lost or [np.zeros(len(w), bool) for w in wholes]
+    audio = [through(decoder)(np.where(x[:, None], -1, w)) for w, x in zip(wholes, lost)]
     return row(name, audio, latency=decoder.latency)
+
+  def same(encoder):
+    return [encoder] * len(clips)
 
   offline = [codec.decode(w) for w in wholes]
   rows = [row('whole', offline)]
   embeddings = [codec.utterance_embedding(a, 16000) for a in clips]
-  rows.append(encoded('encoder, embedding of the whole', None, utterances=[
-      codec.stream_encoder(kbps, utterance=e) for e in embeddings]))
+  rows.append(encoded('encoder, embedding of the whole',
+                      [codec.stream_encoder(kbps, utterance=e) for e in embeddings]))
   encoder, decoder = codec.stream_encoder(kbps), codec.stream_decoder(kbps)
-  rows.append(encoded('encoder, running embedding', encoder))
-  rows += [encoded(f'  {gain:+g} dB off the level', encoder, gain) for gain in GAINS]
-  rows += [encoded(f'  lookahead of {n} frames', codec.stream_encoder(kbps, lookahead=n))
+  rows.append(encoded('encoder, running embedding', same(encoder)))
+  rows += [encoded(f'  {gain:+g} dB off the level', same(encoder), gain_db=gain) for gain in GAINS]
+  rows += [encoded(f'  lookahead of {n} frames', same(codec.stream_encoder(kbps, lookahead=n)))
            for n in ENCODER_LOOKAHEAD]
   rows.append(decoded('decoder', decoder))
   rows += [decoded(f'  lookahead of {n} frames', codec.stream_decoder(kbps, lookahead=n))
            for n in DECODER_LOOKAHEAD]
+  quick = codec.stream_decoder(kbps, **QUICK)
+  rows.append(encoded('both, chunk and lookahead of 5 frames', same(codec.stream_encoder(kbps, **QUICK)),
+                      through(quick), quick.latency))
   for share in LOSSES:
     rng = np.random.default_rng(0)
     lost = [rng.random(len(w)) < share for w in wholes]
