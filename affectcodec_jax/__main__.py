@@ -1,6 +1,7 @@
 """Command line: `python -m affectcodec_jax COMMAND`."""
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
@@ -19,6 +20,7 @@ def main(argv=None):
   p.add_argument('output', help='token file, .afc')
   p.add_argument('--checkpoint', default='pretrained', help='workdir of a training run')
   p.add_argument('--kbps', type=float, help='1.5, 3 or 6 (default: the highest)')
+  p.add_argument('--entropy', action='store_true', help='a smaller file of the same tokens')
 
   p = commands.add_parser('decode', help='token file to 16 kHz speech file')
   p.add_argument('input', help='token file, .afc')
@@ -78,6 +80,9 @@ def _encode(args):
   from affectcodec_jax.api import load
   codec = load(args.checkpoint)
   tokens = codec.encode(samples, audio.SAMPLE_RATE, args.kbps)
+  if args.entropy:
+    from affectcodec_jax.models.codec import digit_bits
+    tokens = dataclasses.replace(tokens, digit_bits=digit_bits(codec.config.model))
   bitstream.write_tokens(args.output, tokens)
   seconds = len(samples) / audio.SAMPLE_RATE
   print(f'{args.output}: {seconds:.2f} s, {tokens.kbps:g} kbps, '
@@ -132,7 +137,10 @@ def _info(args):
   else:
     from affectcodec_jax import bitstream
     tokens = bitstream.read_tokens(args.path)
-    print(f'tokens      {args.path}, {os.path.getsize(args.path)} bytes\n'
+    size, packed = os.path.getsize(args.path), bitstream.packed_size(tokens)
+    coded = (f', entropy coded: {8 * (packed - size)} of {8 * packed} bits saved ({1 - size / packed:.1%})'
+             if tokens.digit_bits else '')
+    print(f'tokens      {args.path}, {size} bytes{coded}\n'
           f'model       {tokens.fingerprint.hex()}\n'
           f'duration    {tokens.num_samples / tokens.sample_rate:.3f} s, {tokens.num_samples} '
           f'samples at {tokens.sample_rate} Hz\n'

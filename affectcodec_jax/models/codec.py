@@ -8,6 +8,7 @@ import math
 from flax import linen as nn
 import jax.numpy as jnp
 
+from affectcodec_jax.entropy import MAX_DIGIT_BITS
 from affectcodec_jax.models.bd_rfsq import BDRFSQ
 from affectcodec_jax.models.conditioning import Adapter, AttentionPool, EmotionDecoder, FiLM
 from affectcodec_jax.models.decoder import Decoder
@@ -135,3 +136,15 @@ def hop_length(c) -> int:
 def bits_per_stage(c) -> int:
   """Bits of one composite index: 15 for the paper's 2^3 * 4^6 codes."""
   return math.ceil(math.log2(math.prod(c.emotion_levels) * math.prod(c.acoustic_levels)))
+
+
+def digit_bits(c) -> tuple[int, ...]:
+  """Bits of each digit of a composite index, the lowest first: how entropy coding reads it.
+
+  One bit each where digits do not fall on bits: levels that are no powers of two, or an RVQ's code.
+  """
+  bits = [n.bit_length() - 1 for n in (*c.emotion_levels, *c.acoustic_levels)]
+  whole = all(n == 1 << b for n, b in zip((*c.emotion_levels, *c.acoustic_levels), bits))
+  if c.quantizer == 'rvq' or not whole or max(bits) > MAX_DIGIT_BITS:
+    return (1,) * bits_per_stage(c)
+  return tuple(bits)
