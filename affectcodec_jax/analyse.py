@@ -148,14 +148,14 @@ def usage(args, picture):
   return _about(codec) | {'split': args.split, 'files': len(clips)} | results, table
 
 
-def _coding_table(c):
-  rows = [[f'{r["stages"]}', f'{r["nominal"]:.0f}', _interval(r['coded'], 0), _interval(r['saved_percent'], 1),
-           f'{r["packed_file"]["mean"]:.0f}', _interval(r['coded_file'], 0), f'{r["static"]["mean"]:.0f}']
-          for r in c['rates']]
-  return [f'entropy coded (--entropy), bits a second: mean over files [95 % over {c["speakers"]} speakers]; '
-          f'coding {c["encode_speed"]:.0f} times, decoding {c["decode_speed"]:.0f} times as fast as speech',
-          *_table(['stages', 'nominal', 'coded, no header', 'saved, %', 'plain file', 'coded file',
-                   'fixed tables'], rows)]
+def _coding_table(results):
+  rows = [[r['stages'], f'{r["nominal"]:.0f}', _interval(r['coded'], 0), _interval(r['saved_percent'], 1),
+           *(f'{r[name]["mean"]:.0f}' for name in ('static', 'packed_file', 'coded_file'))]
+          for r in results['rates']]
+  speeds = f'coded {results["encode_speed"]:.0f}, decoded {results["decode_speed"]:.0f} times as fast as spoken'
+  return [f'bits a second with --entropy, means over files [95 % over {results["speakers"]} speakers]; {speeds}',
+          *_table(['stages', 'nominal', 'coded, no header', 'saved, %', 'by fixed tables', 'plain file',
+                   'coded file'], rows)]
 
 
 def rate_distortion(args, picture):

@@ -1,9 +1,9 @@
 """Adaptive range coding of one stage's codes, in integers alone: the same bytes on every machine.
 
 A code is cut into digits of 1 to 4 bits, a digit into binary decisions from its highest bit down. Each
-decision is coded with the counts of the zeros and ones seen so far in its context: which digit, its value in
-the frame before, and its higher bits. Nothing is trained or shipped. What it saves and what else was tried:
-docs/entropy-coding.md; every step of the arithmetic: docs/afc-format.md.
+decision is coded with the counts of zeros and ones seen so far in its context: which digit, its value in
+the frame before, and its higher bits. Nothing is trained or shipped. What it saves and what else was tried
+is in docs/entropy-coding.md, every step of the arithmetic in docs/afc-format.md.
 """
 
 import numpy as np

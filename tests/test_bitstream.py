@@ -127,7 +127,7 @@ def test_messages():
   data = bitstream.pack(make_tokens(5, 2))  # 150 bits: two bits of padding
   cases = {
       'not an .afc token file': b'RIFF' + data[4:],
-      'format version 2 is not supported, only 1': with_header(data, version=2),
+      'format version 3 is not supported, only 1 and 2': with_header(data, version=3),
       f'expected {len(data)} bytes and found {len(data) - 1}': data[:-1],
       '3 trailing bytes': data + b'abc',
       'checksum does not match': data[:-1] + bytes([data[-1] ^ 4]),
@@ -223,14 +223,17 @@ def test_an_hour_is_fast():
   assert seconds < 1
 
 
-def test_hexdump_of_the_format_page():
-  """The example in docs/afc-format.md is what `pack` writes."""
+def test_hexdumps_of_the_format_page():
+  """The examples in docs/afc-format.md are what `pack` writes."""
   codes = np.array([[1, 2], [3, 4], [32767, 16384]], np.int32)
-  data = bitstream.pack(Tokens(codes, 900, -6.5, bytes.fromhex('0011223344556677')))
+  packed = Tokens(codes, 900, -6.5, bytes.fromhex('0011223344556677'))
+  codes = np.stack([np.arange(12) % 3 * 9, np.full(12, 5)], axis=1)
+  coded = Tokens(codes, 12 * 320, 0.0, bytes.fromhex('0011223344556677'), 5, digit_bits=(1, 2, 2))
   page = os.path.join(os.path.dirname(__file__), '..', 'docs', 'afc-format.md')
-  dump = []
+  dumps = []
   with open(page, encoding='utf-8') as f:
     for line in f:
       if line.startswith('000000') and '|' in line:
-        dump += line[8:].split('|')[0].split()
-  assert bytes.fromhex(''.join(dump)) == data
+        dumps += [''] if line.startswith('00000000') else []
+        dumps[-1] += line[8:].split('|')[0]
+  assert [bytes.fromhex(d) for d in dumps] == [bitstream.pack(packed), bitstream.pack(coded)]

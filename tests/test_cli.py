@@ -57,6 +57,25 @@ def test_file_to_tokens_to_file(run, speech, tmp_path, capsys):
   assert '1.5 kbps' in printed and read_tokens(low).fingerprint.hex() in printed
 
 
+def test_entropy_coded_files_hold_the_same_tokens(run, speech, tmp_path, capsys):
+  plain, coded, cut, low = (tmp_path / f'{name}.afc' for name in ('plain', 'coded', 'cut', 'low'))
+  c = ['--checkpoint', str(run)]
+  assert cli.main(['encode', str(speech), str(plain), *c]) == 0
+  assert cli.main(['encode', str(speech), str(coded), *c, '--entropy']) == 0
+  np.testing.assert_array_equal(read_tokens(coded).codes, read_tokens(plain).codes)
+  assert coded.stat().st_size < plain.stat().st_size
+  assert cli.main(['truncate', str(coded), str(cut), '--stages', '2']) == 0
+  assert cli.main(['encode', str(speech), str(low), *c, '--kbps', '1.5', '--entropy']) == 0
+  assert cut.read_bytes() == low.read_bytes()
+  for name in (plain, coded):
+    assert cli.main(['decode', str(name), str(name.with_suffix('.wav')), *c]) == 0
+  assert plain.with_suffix('.wav').read_bytes() == coded.with_suffix('.wav').read_bytes()
+  capsys.readouterr()
+  assert cli.main(['info', str(coded)]) == 0
+  saved = 8 * (plain.stat().st_size - coded.stat().st_size)
+  assert f'entropy coded: {saved} of {8 * plain.stat().st_size} bits saved' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('samples', [1, 319, 320, 321, 5000, 16000, 16001])
 def test_samples_out_are_samples_in(run, samples):
   codec = load(run)

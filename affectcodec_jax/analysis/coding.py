@@ -24,9 +24,9 @@ def coding(clips, digit_bits, rates):
     rates: numbers of stages.
 
   Returns:
-    {'speakers', 'encode_speed', 'decode_speed': seconds of speech a second, at all stages; 'rates': a list of
-    {'stages', 'nominal', 'coded', 'saved_percent', 'static': codes alone; 'packed_file', 'coded_file': with
-    header}}.
+    {'speakers', 'encode_speed', 'decode_speed': seconds of speech a second, at all stages; 'rates': a list
+    of {'stages', 'nominal', 'coded', 'saved_percent', 'static': without header; 'packed_file',
+    'coded_file': with it}}.
   """
   frames = np.array([len(c.codes) for c in clips])
   seconds = frames / FRAMES_PER_SECOND
