@@ -152,8 +152,9 @@ def _coding_table(results):
   rows = [[r['stages'], f'{r["nominal"]:.0f}', _interval(r['coded'], 0), _interval(r['saved_percent'], 1),
            *(f'{r[name]["mean"]:.0f}' for name in ('static', 'packed_file', 'coded_file'))]
           for r in results['rates']]
-  speeds = f'coded {results["encode_speed"]:.0f}, decoded {results["decode_speed"]:.0f} times as fast as spoken'
-  return [f'bits a second with --entropy, means over files [95 % over {results["speakers"]} speakers]; {speeds}',
+  speeds = (results[name] for name in ('encode_speed', 'decode_speed'))
+  return [f'bits a second with --entropy, means over files [95 % over {results["speakers"]} speakers]; '
+          'coded {:.0f} times, decoded {:.0f} times as fast as spoken'.format(*speeds),
           *_table(['stages', 'nominal', 'coded, no header', 'saved, %', 'by fixed tables', 'plain file',
                    'coded file'], rows)]
 
