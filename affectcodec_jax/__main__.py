@@ -57,9 +57,15 @@ def main(argv=None):
   p.add_argument('--batch', type=int, default=1,
                  help='pieces of 20 s or less that a process computes at once (default 1)')
 
+  p = commands.add_parser('emotion', help='what a token file says of emotion; needs no model')
+  p.add_argument('input', help='token file, .afc')
+  p.add_argument('--json', action='store_true', help='print one JSON object')
+  p.add_argument('--predictor', help='of python -m affectcodec_jax.train_token_emotion, for the codec that '
+                 "encoded (default: the packaged codec's)")
+
   args = parser.parse_args(argv)
-  command = {'encode': _encode, 'decode': _decode, 'stream': _stream, 'info': _info,
-             'truncate': _truncate, 'tokenize': _tokenize}[args.command]
+  command = {'encode': _encode, 'decode': _decode, 'stream': _stream, 'truncate': _truncate, 'info': _info,
+             'emotion': _emotion, 'tokenize': _tokenize}[args.command]
   return run_command(lambda: command(args))
 
 
@@ -147,6 +153,27 @@ def _info(args):
           f'codes       {tokens.shape[0]} frames x {tokens.shape[1]} stages of '
           f'{tokens.bits_per_code} bits, {tokens.kbps:g} kbps\n'
           f'gain        {tokens.gain_db:+.2f} dB')
+
+
+def _emotion(args):
+  from affectcodec_jax import bitstream, token_emotion
+  from affectcodec_jax.emotions import EMOTIONS
+  tokens = bitstream.read_tokens(args.input)
+  predictor = token_emotion.load(args.predictor)
+  probabilities = predictor.predict(tokens)
+  dimensions = token_emotion.valence_arousal_dominance(probabilities)
+  stages = predictor.stages_used(tokens.shape[1])
+  if args.json:
+    import json
+    print(json.dumps({'file': args.input, 'model': tokens.fingerprint.hex(), 'stages_used': stages,
+                      'probabilities': dict(zip(EMOTIONS, probabilities.tolist()))} | dimensions))
+  else:
+    print(f'{args.input}: {stages} of {tokens.shape[1]} stages used')
+    for name, p in sorted(zip(EMOTIONS, probabilities), key=lambda pair: -pair[1]):
+      print(f'{name:11} {p:.3f}')
+    print('a mapping of these to ratings of the words, 1 to 9:')
+    for name, value in dimensions.items():
+      print(f'{name:11} {value:.2f}')
 
 
 if __name__ == '__main__':

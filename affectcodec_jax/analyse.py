@@ -3,11 +3,12 @@
   python -m affectcodec_jax.analyse leakage --checkpoint RUN [RUN ...] --data MANIFEST --out DIR
   python -m affectcodec_jax.analyse stages --checkpoint RUN --data MANIFEST --out DIR
   python -m affectcodec_jax.analyse usage --checkpoint RUN --data MANIFEST --out DIR
+  python -m affectcodec_jax.analyse transplant --checkpoint RUN --data MANIFEST --out DIR
   python -m affectcodec_jax.analyse rate_distortion --data MANIFEST --out DIR
 
 leakage: R^2 of a linear map from a frame's emotion digits to its log-mel spectrum. stages: emotion and
-speaker told from each stage's digits. usage: codes in use, entropies, and what
-entropy coding saves. rate_distortion: error of the
+speaker told from each stage's digits. usage: codes in use, entropies, and what entropy coding saves.
+transplant: what the emotion block of one utterance does in another. rate_distortion: error of the
 teacher's features over dimensions and levels of the emotion block, one small training each. Each writes
 DIR/results.json and DIR/COMMAND.png and prints a table. Needs requirements-eval.txt.
 """
@@ -25,7 +26,7 @@ def main(argv=None):
       prog='python -m affectcodec_jax.analyse', description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
   commands = parser.add_subparsers(dest='command', required=True)
-  for function in (leakage, stages, usage, rate_distortion):
+  for function in (leakage, stages, usage, transplant, rate_distortion):
     name = function.__name__
     p = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
     p.set_defaults(function=function)
@@ -34,12 +35,14 @@ def main(argv=None):
                      help='workdir of a training run')
     p.add_argument('--data', required=True, help='a directory or a .jsonl manifest')
     p.add_argument('--out', required=True, help=f'folder for results.json and {name}.png')
-    if name in ('leakage', 'usage'):
+    if name in ('leakage', 'usage', 'transplant'):
       p.add_argument('--split', default='test', help="which split of it (default 'test')")
     else:
       p.add_argument('--train-split', default='train', help="what is fitted to (default 'train')")
       p.add_argument('--test-split', default='test', help="what is scored (default 'test')")
-    limit = 600 if name == 'rate_distortion' else 0
+    if name == 'transplant':
+      p.add_argument('--kbps', type=float, help='rate (default: the highest)')
+    limit = {'rate_distortion': 600, 'transplant': 300}.get(name, 0)
     p.add_argument('--limit', type=int, default=limit,
                    help=f'at most so many files of a split, evenly spread; 0 for all (default {limit})')
   p.add_argument('--config', default='configs/base.py',
@@ -157,6 +160,28 @@ def _coding_table(results):
           'coded {:.0f} times, decoded {:.0f} times as fast as spoken'.format(*speeds),
           *_table(['stages', 'nominal', 'coded, no header', 'saved, %', 'by fixed tables', 'plain file',
                    'coded file'], rows)]
+
+
+def transplant(args, picture):
+  """The emotion block of one utterance with the acoustic block of another, heard by the judges."""
+  from affectcodec_jax.analysis import plots
+  from affectcodec_jax.analysis import transplant as tp
+  from affectcodec_jax.api import load
+  codec = load(args.checkpoint)
+  results = {'split': args.split} | tp.transplant(codec, args.data, args.split, args.limit, args.kbps)
+  plots.plot_transplant(results, picture)
+  table = [f'{results["kbps"]:g} kbps, {results["pairs"]} pairs A, B of {results["speakers"]} speakers; '
+           'probability of an emotion, and its change from B decoded plainly; [95 % over speakers]']
+  for judge, variants in results['judges'].items():
+    table += _table([judge, "A's emotion", "B's emotion", "heard as A's", "heard as B's"],
+                    [[tp.VARIANTS[v], *(_interval(scores[k], 3) for k in scores)]
+                     for v, scores in variants.items()])
+    table.append(f"rise of A's emotion, the transplant from A less the control: "
+                 f"{_interval(results['net'][judge], 3)}")
+  table += _table(['cost', *results['cost']],
+                  [[tp.VARIANTS[v], *(_interval(of[v], 3) for of in results['cost'].values())]
+                   for v in tp.OF_RECEIVER])
+  return _about(codec) | results, table + [f'{k}: absent ({why})' for k, why in results['absent'].items()]
 
 
 def rate_distortion(args, picture):

@@ -40,18 +40,23 @@ class Clip(NamedTuple):
   name: str
 
 
-def read_items(data, split, limit=0):
+def read_items(data, split, limit=0, labelled=False):
   """Yields the readable items of a split, at most `limit`, evenly spread, with a progress bar.
+
+  With `labelled` only those of known emotion.
 
   Raises:
     UserError: no such split, or nothing in it could be read.
   """
   source = FolderSource(data, split)
-  count = min(limit or len(source), len(source))
+  chosen = [i for i in range(len(source)) if not labelled or source.emotion(i) >= 0]
+  if not chosen:
+    raise UserError(f'{data}: no file of split {split} has a known emotion')
+  count = min(limit or len(chosen), len(chosen))
   found = False
-  for i in tqdm.tqdm(np.linspace(0, len(source) - 1, count).astype(int), desc=str(split), unit='file',
+  for i in tqdm.tqdm(np.linspace(0, len(chosen) - 1, count).astype(int), desc=str(split), unit='file',
                      smoothing=0):
-    item = source[i]
+    item = source[chosen[i]]
     if item is not None:
       found = True
       yield item
@@ -61,10 +66,14 @@ def read_items(data, split, limit=0):
 
 def encode_clips(codec, data, split, limit=0, with_mel=False):
   """Encodes the files of a split at the highest rate: a list of `Clip`."""
-  return [Clip(np.asarray(codec.encode(item['audio'], codec.sample_rate).codes),
-               frame_mels(item['audio']) if with_mel else None, item['emotion'],
-               item['speaker'] or item['name'], item['corpus'], item['name'])
-          for item in read_items(data, split, limit)]
+  return [encode_clip(codec, item, with_mel) for item in read_items(data, split, limit)]
+
+
+def encode_clip(codec, item, with_mel=False):
+  """Encodes an item of `FolderSource` at the highest rate."""
+  return Clip(np.asarray(codec.encode(item['audio'], codec.sample_rate).codes),
+              frame_mels(item['audio']) if with_mel else None, item['emotion'],
+              item['speaker'] or item['name'], item['corpus'], item['name'])
 
 
 def levelled(audio, multiple=50):

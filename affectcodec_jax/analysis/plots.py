@@ -114,6 +114,27 @@ def plot_usage(results, path):
   _save(figure, path)
 
 
+def plot_transplant(results, path):
+  """`results`: what `transplant.transplant` returns."""
+  names = {'emotion': 'emotion block of A', 'control': 'of another clip\nlike B (control)',
+           'other_speaker': "of another speaker\nwith A's emotion", 'acoustic': 'acoustic block of A',
+           'donor': 'both: A itself'}
+  figure, axes = _figure(len(results['judges']), height=3, sharey=True, sharex=True)
+  for axis, (judge, variants) in zip(axes[0], results['judges'].items()):
+    for i, (what, label) in enumerate((('target', "A's emotion"), ('own', "B's emotion"))):
+      for j, name in enumerate(names):
+        score = variants[name][what]
+        axis.barh(j + 0.38 * i, score['mean'], 0.36, xerr=_spread(score), color=f'C{i}', capsize=2,
+                  label=None if j else label)
+    axis.axvline(0, color='k', linewidth=0.6)
+    axis.set_title(judge, fontsize=10)
+    axis.set_xlabel('change of probability in B')
+  axes[0, 0].set_yticks([j + 0.19 for j in range(len(names))], list(names.values()), fontsize=9)
+  axes[0, 0].invert_yaxis()
+  axes[0, 0].legend(fontsize=8, frameon=False)
+  _save(figure, path)
+
+
 def plot_rate_distortion(results, path):
   """`results`: what the command writes, of which 'cells', 'hull', 'knee' and 'num_stages' are used."""
   figure, ((axis,),) = _figure(1, width=6.6, height=4.6)
