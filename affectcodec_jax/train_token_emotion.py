@@ -13,9 +13,13 @@ import argparse
 import pathlib
 import sys
 
+import numpy as np
+
+from affectcodec_jax import token_emotion
+from affectcodec_jax.emotions import EMOTIONS
 from affectcodec_jax.errors import UserError, run_command
 
-STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2)  # C, the inverse of regularisation
+STRENGTHS = (1e-3, 3e-3, 1e-2)  # C, the inverse of regularisation
 ABSENT = -1e4  # logit of an emotion that was not in the training data
 
 
@@ -34,7 +38,6 @@ def main(argv=None):
 
 
 def _run(args):
-  from affectcodec_jax import token_emotion
   from affectcodec_jax.analysis import codes, probes
   from affectcodec_jax.api import load
   from affectcodec_jax.files import write_json
@@ -72,8 +75,6 @@ def hear(codec, items):
     list of `Clip`; {name: probabilities `[clips, emotions]`}: of the teacher and the independent judge on
     the originals, of the judge on what is decoded at each rate.
   """
-  import numpy as np
-
   from affectcodec_jax import judges
   from affectcodec_jax.analysis.codes import encode_clip
   judge, teacher = judges.network_judge(), judges.packaged_teacher()
@@ -105,23 +106,22 @@ def fit_kinds(train, valid, test, levels, stages):
   """A regression of each kind on the first `stages` stages.
 
   Returns:
-    {'chosen': kind, kind: {'C', 'valid_log_loss', 'valid', 'test'}}, and {kind: `[1 + F, emotions]`}.
+    {'chosen': kind, 'emotion_minus_acoustic': in accuracy on `test`, kind: {'C', 'valid_log_loss', 'valid',
+    'test'}}, and {kind: `[1 + F, emotions]`}.
   """
-  import numpy as np
-
-  from affectcodec_jax import token_emotion
-  scores, fitted = {}, {}
+  scores, fitted, heard = {}, {}, {}
   for kind in token_emotion.KINDS:
     x = [np.stack([token_emotion.features(c.codes[:, :stages], levels, kind) for c in clips])
          for clips in (train, valid, test)]
     fits = [(c, fit(x[0], [clip.emotion for clip in train], c)) for c in STRENGTHS]
     losses = [log_loss(valid, token_emotion.apply(w, x[1])) for _, w in fits]
     c, fitted[kind] = fits[int(np.argmin(losses))]
-    scores[kind] = {'C': c, 'valid_log_loss': min(losses)} | {
-        name: score(clips, token_emotion.apply(fitted[kind], of))
-        for name, clips, of in (('valid', valid, x[1]), ('test', test, x[2]))}
+    heard[kind] = token_emotion.apply(fitted[kind], x[2])
+    scores[kind] = {'C': c, 'valid_log_loss': min(losses), 'test': score(test, heard[kind]),
+                    'valid': score(valid, token_emotion.apply(fitted[kind], x[1]))}
   chosen = min(token_emotion.KINDS, key=lambda kind: scores[kind]['valid_log_loss'])
-  return {'chosen': chosen} | scores, fitted
+  lead = difference(test, heard['emotion'], heard['acoustic'])
+  return {'chosen': chosen, 'emotion_minus_acoustic': lead} | scores, fitted
 
 
 def fit(x, labels, strength):
@@ -129,14 +129,16 @@ def fit(x, labels, strength):
 
   Inputs are standardised, which the weights undo, and emotions count alike. An emotion that is not among
   the labels has probability 0.
-  """
-  import numpy as np
 
+  Raises:
+    UserError: fewer than two emotions.
+  """
   from affectcodec_jax.analysis.probes import require_sklearn
-  from affectcodec_jax.emotions import EMOTIONS
   classifier, make_pipeline, scaler = require_sklearn()
+  if len(set(labels)) < 2:
+    raise UserError('the training split has one emotion only; give files of two or more')
   model = make_pipeline(scaler(), classifier(C=strength, class_weight='balanced', max_iter=1000))
-  scale, regression = model.fit(x, labels)
+  scale, regression = model.fit(x.astype(np.float32), labels)
   per_unit, intercept = regression.coef_ / scale.scale_, regression.intercept_  # [classes, F], [classes]
   if len(regression.classes_) == 2:  # then there is one row, for the second
     per_unit, intercept = np.stack([0 * per_unit[0], per_unit[0]]), np.array([0, intercept[0]])
@@ -149,7 +151,6 @@ def fit(x, labels, strength):
 
 def log_loss(clips, probabilities):
   """Mean over emotions of the mean -log of their clips' own probability, which counts as 1e-6 at least."""
-  import numpy as np
   truth = np.array([c.emotion for c in clips])
   loss = -np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-6))
   return float(np.mean([loss[truth == e].mean() for e in np.unique(truth)]))
@@ -157,11 +158,19 @@ def log_loss(clips, probabilities):
 
 def score(clips, probabilities):
   """Unweighted accuracy of `[clips, emotions]` with its 95 % interval over speakers."""
-  import numpy as np
-
   from affectcodec_jax.analysis.probes import recall_interval
   return recall_interval(np.array([c.emotion for c in clips]), probabilities.argmax(axis=1),
                          np.array([c.speaker for c in clips]))
+
+
+def difference(clips, first, second):
+  """Unweighted accuracy of one less that of the other, `[clips, emotions]` each, with its interval."""
+  from affectcodec_jax.evaluation.statistics import bootstrap, speaker_groups
+  from affectcodec_jax.judges import unweighted_accuracy
+  truth = np.array([c.emotion for c in clips])
+  groups = speaker_groups([{'speaker': c.speaker} for c in clips])
+  guesses = [p.argmax(axis=1) for p in (first, second)]
+  return bootstrap(groups, lambda i: np.subtract(*(unweighted_accuracy(truth[i], g[i]) for g in guesses)))
 
 
 def table(results, stage_kbps):
@@ -172,9 +181,11 @@ def table(results, stage_kbps):
   lines = [f'unweighted accuracy [95 % over {results["test_speakers"]} test speakers], '
            f'{results["clips"]["test"]} clips, chance {results["chance"]:.3f}; * is kept']
   for stages, kinds in results['stages'].items():
-    for kind in (k for k in kinds if k != 'chosen'):
+    for kind in token_emotion.KINDS:
       lines.append(f'{stage_kbps * stages:5g} kbps  {kind:8} {interval(kinds[kind]["test"])}  validation '
                    f'{kinds[kind]["valid"]["mean"]:.3f}{" *" if kind == kinds["chosen"] else ""}')
+    lead = kinds['emotion_minus_acoustic']
+    lines.append(f'             emotion block less acoustic block {interval(lead)}')
   return lines + [f'{name:24} {interval(s)}' for name, s in results['heard'].items()]
 
 

@@ -13,7 +13,6 @@ import tqdm
 
 from affectcodec_jax import judges
 from affectcodec_jax.analysis.codes import block_levels, encode_clip, frame_mels, read_items, split_blocks
-from affectcodec_jax.analysis.leakage import hash_order
 from affectcodec_jax.emotions import EMOTIONS
 from affectcodec_jax.errors import UserError
 from affectcodec_jax.evaluation.metrics import METRICS
@@ -67,26 +66,25 @@ def compose(emotion, acoustic, levels):
 def quartets(items):
   """A `Quartet` for each of `items` that has all three others.
 
-  Of several that would do one with the receiver's text is taken, where there is one; which, the names
-  decide, so that donors are of all emotions.
+  Of several that would do one is drawn, of those with the receiver's text where there are any.
 
   Args:
-    items: dicts with `emotion`, `speaker`, `text` and `name`.
+    items: dicts with `emotion`, `speaker` and `text`.
 
   Raises:
     UserError: none has.
   """
-  found = []
+  rng, found = np.random.default_rng(0), []
   for b, receiver in enumerate(items):
     emotion, speaker = receiver['emotion'], receiver['speaker']
     theirs = [i for i, a in enumerate(items) if a['speaker'] == speaker and i != b]
-    donor = _pick(items, b, [i for i in theirs if items[i]['emotion'] != emotion])
+    donor = _pick(rng, items, b, [i for i in theirs if items[i]['emotion'] != emotion])
     if donor is None:
       continue
-    control = _pick(items, b, [i for i in theirs if items[i]['emotion'] == emotion])
+    control = _pick(rng, items, b, [i for i in theirs if items[i]['emotion'] == emotion])
     target = items[donor]['emotion']
-    other = _pick(items, b, [i for i, a in enumerate(items)
-                             if a['speaker'] != speaker and a['emotion'] == target])
+    other = _pick(rng, items, b, [i for i, a in enumerate(items)
+                                  if a['speaker'] != speaker and a['emotion'] == target])
     if control is not None and other is not None:
       found.append(Quartet(b, donor, control, other))
   if not found:
@@ -95,12 +93,11 @@ def quartets(items):
   return found
 
 
-def _pick(items, b, candidates):
+def _pick(rng, items, b, candidates):
   """One of `candidates` for receiver b, of the same text if possible; None if there is none."""
-  text, name = items[b]['text'], items[b]['name']
+  text = items[b]['text']
   candidates = [i for i in candidates if text and items[i]['text'] == text] or candidates
-  by_name = {f'{name} {items[i]["name"]}': i for i in candidates}
-  return by_name[hash_order(by_name)[0]] if by_name else None
+  return int(rng.choice(candidates)) if candidates else None
 
 
 def variants(quartet, codes, levels):
@@ -146,7 +143,7 @@ def transplant(codec, data, split, limit, kbps=None):
   rows = []
   for group in tqdm.tqdm(groups, unit='pair', smoothing=0):
     receiver = items[group.receiver]
-    audio = dict(zip(VARIANTS, (codec.decode(c) for c in variants(group, codes, levels).values())))
+    audio = {v: codec.decode(c) for v, c in variants(group, codes, levels).items()}
     rows.append({
         'speaker': receiver['speaker'], 'file': receiver['name'],
         'own': receiver['emotion'], 'target': items[group.donor]['emotion'],
