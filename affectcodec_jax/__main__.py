@@ -63,9 +63,14 @@ def main(argv=None):
   p.add_argument('--predictor', help='of python -m affectcodec_jax.train_token_emotion, for the codec that '
                  "encoded (default: the packaged codec's)")
 
+  p = commands.add_parser('export', help='encoder and decoder as StableHLO or ONNX, for other runtimes')
+  p.add_argument('output', help='folder to write')
+  p.add_argument('--checkpoint', default='pretrained', help='workdir of a training run')
+  p.add_argument('--format', choices=('stablehlo', 'onnx', 'both'), default='both')
+
   args = parser.parse_args(argv)
   command = {'encode': _encode, 'decode': _decode, 'stream': _stream, 'truncate': _truncate, 'info': _info,
-             'emotion': _emotion, 'tokenize': _tokenize}[args.command]
+             'emotion': _emotion, 'tokenize': _tokenize, 'export': _export}[args.command]
   return run_command(lambda: command(args))
 
 
@@ -174,6 +179,18 @@ def _emotion(args):
     print('a mapping of these to ratings of the words, 1 to 9:')
     for name, value in dimensions.items():
       print(f'{name:11} {value:.2f}')
+
+
+def _export(args):
+  from affectcodec_jax import export
+  from affectcodec_jax.api import load
+  card = export.save(load(args.checkpoint), args.output, export.FORMATS[args.format])
+  for of_format in card['files'].values():
+    for name in ('encoder', 'decoder'):
+      path = pathlib.Path(args.output, of_format[name])
+      print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
+    print(f'  beside the codec: {of_format["codes_that_differ"]:.2%} of codes differ at most, '
+          f'audio by {of_format["audio_difference"]:.1e}')
 
 
 if __name__ == '__main__':

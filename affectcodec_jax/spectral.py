@@ -6,6 +6,8 @@ Precision is float32 always: an accelerator's default bfloat16 pass would put er
 into every bin.
 """
 
+import contextlib
+import contextvars
 import functools
 
 import jax
@@ -13,6 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE
+
+_portable = contextvars.ContextVar('portable', default=False)
+
+
+@contextlib.contextmanager
+def portable():
+  """Within it, programs are traced with matmuls in place of FFTs, for runtimes that have none.
+
+  Their matrices come from cosines in the program: as constants they would be half of its size.
+  """
+  token = _portable.set(True)
+  try:
+    yield
+  finally:
+    _portable.reset(token)
+
+
+def _by_matmul():
+  return _portable.get() or jax.default_backend() == 'tpu'
 
 
 def frame(audio, window, hop):
@@ -31,23 +52,33 @@ def _hann(window):
   return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
 
 
-@functools.lru_cache
-def _dft(window):
+def _dft(window, xp=np):
   """Hann-windowed DFT matrix, cosines then sines: `[window, 2 * (window // 2 + 1)]`."""
-  hann = _hann(window)
-  angle = 2 * np.pi / window * np.outer(np.arange(window), np.arange(window // 2 + 1))
-  matrix = hann[:, None] * np.concatenate([np.cos(angle), -np.sin(angle)], axis=1)
-  return matrix.astype(np.float32)
+  angle = _angles(window, xp)
+  return _hann(window).astype(np.float32)[:, None] * xp.concatenate([xp.cos(angle), -xp.sin(angle)], axis=1)
 
 
-@functools.lru_cache
-def _inverse_dft(window):
+def _inverse_dft(window, xp=np):
   """Inverse real DFT, windowed: `[2 * (window // 2 + 1), window]`, cosines then sines."""
-  half = window // 2 + 1
-  angle = 2 * np.pi / window * np.outer(np.arange(half), np.arange(window))
-  weight = np.where((np.arange(half) == 0) | (2 * np.arange(half) == window), 1, 2)[:, None] / window
-  matrix = np.concatenate([weight * np.cos(angle), -weight * np.sin(angle)]) * _hann(window)
-  return matrix.astype(np.float32)
+  half = np.arange(window // 2 + 1)
+  weight = (np.where((half == 0) | (2 * half == window), 1, 2) / window).astype(np.float32)[:, None]
+  angle = _angles(window, xp).T
+  matrix = xp.concatenate([weight * xp.cos(angle), -weight * xp.sin(angle)])
+  return matrix * _hann(window).astype(np.float32)
+
+
+def _angles(window, xp):
+  """2 pi n k / window as float32 in [0, 2 pi), by integers until the last step: `[window, bins]`."""
+  turn = xp.arange(window, dtype=np.int32)[:, None] * xp.arange(window // 2 + 1, dtype=np.int32) % window
+  return turn.astype(np.float32) * np.float32(2 * np.pi / window)
+
+
+def _constant(kind, window):
+  """The matrix of one of these two; in a portable program as the steps that make it."""
+  return kind(window, jnp) if _portable.get() else _computed(kind, window)
+
+
+_computed = functools.lru_cache(lambda kind, window: kind(window))
 
 
 def stft(audio, window, hop, normalized=False):
@@ -62,7 +93,7 @@ def stft(audio, window, hop, normalized=False):
   pad = [(0, 0)] * (audio.ndim - 1) + [(before, after)]
   frames = frame(jnp.pad(audio, pad, mode=mode), window, hop)  # [..., frames, window]
   scale = 1 / np.sqrt((_hann(window) ** 2).sum()) if normalized else 1.0
-  return (dft_by_matmul if jax.default_backend() == 'tpu' else dft_by_fft)(frames, scale)
+  return (dft_by_matmul if _by_matmul() else dft_by_fft)(frames, scale)
 
 
 def dft_by_fft(frames, scale=1.0):
@@ -74,7 +105,7 @@ def dft_by_fft(frames, scale=1.0):
 
 def dft_by_matmul(frames, scale=1.0):
   """The same as `dft_by_fft`, by a matrix."""
-  matrix = _dft(frames.shape[-1]) * np.float32(scale)
+  matrix = _constant(_dft, frames.shape[-1]) * np.float32(scale)
   return jnp.split(jnp.matmul(frames, matrix, precision=jax.lax.Precision.HIGHEST), 2, axis=-1)
 
 
@@ -83,15 +114,14 @@ def istft(real, imag, window, hop):
 
   The signal is the sum of windowed frames over the sum of squared windows (Griffin & Lim, 1984).
   """
-  inverse = inverse_by_matmul if jax.default_backend() == 'tpu' else inverse_by_fft
+  inverse = inverse_by_matmul if _by_matmul() else inverse_by_fft
   frames = inverse(real, imag, window)  # [..., T, window]
-  count, blocks = frames.shape[-2], window // hop
+  count = frames.shape[-2]
   total = overlap_add(frames, hop)  # [..., (T + blocks - 1) * hop]
-  hann = np.broadcast_to(_hann(window) ** 2, (count, window))
-  norm = sum(np.pad(hann[:, i * hop:(i + 1) * hop], ((i, blocks - 1 - i), (0, 0)))
-             for i in range(blocks)).reshape(-1)
+  hann = (_hann(window) ** 2).astype(np.float32)
+  norm = overlap_add(jnp.broadcast_to(hann, (count, window)), hop)
   before = (window - hop) // 2
-  return (total / np.maximum(norm, 1e-3).astype(np.float32))[..., before:before + count * hop]
+  return (total / jnp.maximum(norm, 1e-3))[..., before:before + count * hop]
 
 
 def inverse_by_fft(real, imag, window):
@@ -102,7 +132,7 @@ def inverse_by_fft(real, imag, window):
 def inverse_by_matmul(real, imag, window):
   """The same as `inverse_by_fft`, by a matrix."""
   spectrum = jnp.concatenate([real, imag], axis=-1)
-  return jnp.matmul(spectrum, _inverse_dft(window), precision=jax.lax.Precision.HIGHEST)
+  return jnp.matmul(spectrum, _constant(_inverse_dft, window), precision=jax.lax.Precision.HIGHEST)
 
 
 def overlap_add(frames, hop):

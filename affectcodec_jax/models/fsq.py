@@ -52,7 +52,12 @@ def digits_to_index(digits, levels: Sequence[int]):
 
 def index_to_digits(index, levels: Sequence[int]):
   """Inverse of `digits_to_index`: `[...]` to `[..., f]` int32."""
-  return (index[..., None] // _basis(levels)) % np.asarray(levels, np.int32)
+  # No index is negative, so truncation will do: floor and modulus are a dozen operations, and exporters
+  # stumble over them.
+  index, basis, radix = jnp.broadcast_arrays(
+      jnp.asarray(index, jnp.int32)[..., None], _basis(levels), np.asarray(levels, np.int32))
+  place = jax.lax.div(index, basis)
+  return place - radix * jax.lax.div(place, radix)
 
 
 def split_index(index, emotion_levels: Sequence[int]):

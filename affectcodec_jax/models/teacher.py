@@ -40,7 +40,8 @@ class SpeechNet(nn.Module):
     x = nn.gelu(nn.Conv(self.width, (3,))(_masked((x + 2.0) / 1.5, mask)))
     for i in range(self.depth):
       y = _masked(nn.LayerNorm()(x), mask)
-      y = nn.gelu(nn.Conv(self.width, (5,), kernel_dilation=(_DILATIONS[i % len(_DILATIONS)],))(y))
+      step = _DILATIONS[i % len(_DILATIONS)]
+      y = nn.gelu(nn.Conv(self.width, (5,), kernel_dilation=(step,), padding=[(2 * step, 2 * step)])(y))
       x = x + nn.Dropout(self.dropout)(y, deterministic=deterministic)
     return x
 
