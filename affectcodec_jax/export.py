@@ -27,6 +27,7 @@ FORMATS = {'stablehlo': ('stablehlo',), 'onnx': ('onnx',), 'both': ('stablehlo',
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # of StableHLO
 CHECKED_FRAMES = (1, 7, 150, 551)
 AUDIO_TOLERANCE, CODE_TOLERANCE = 1e-4, 0.01  # codes: a value on a border may round either way
+_REQUIREMENTS = 'requirements-export.txt && pip install --no-deps jax2onnx==0.17.0'
 _OPSET = 21
 _LARGE = 1024  # values of an initialiser that is worth a cast
 
@@ -119,7 +120,7 @@ def to_onnx(function, width, dtype, names):
   """
   for name in ('jax2onnx', 'onnx_ir'):  # tracebacks about frameworks that are not there
     logging.getLogger(name).setLevel(logging.CRITICAL)
-  jax2onnx = require_extra('jax2onnx', extras='requirements-export.txt')
+  jax2onnx = require_extra('jax2onnx', requirements=_REQUIREMENTS)
   with portable():
     model = jax2onnx.to_onnx(function, [jax.ShapeDtypeStruct(('frames', width), dtype)], opset=_OPSET,
                              input_names=names[:1], output_names=names[1:])
@@ -154,7 +155,7 @@ def load_stablehlo(data):
 
 def load_onnx(data):
   """A serialised ONNX model as a function, by onnxruntime on the CPU."""
-  onnxruntime = require_extra('onnxruntime', extras='requirements-export.txt')
+  onnxruntime = require_extra('onnxruntime', requirements=_REQUIREMENTS)
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3
   session = onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
