@@ -120,7 +120,7 @@ def to_onnx(function, width, dtype, names):
   """
   for name in ('jax2onnx', 'onnx_ir'):  # tracebacks about frameworks that are not there
     logging.getLogger(name).setLevel(logging.CRITICAL)
-  jax2onnx = require_extra('jax2onnx', requirements=_REQUIREMENTS)
+  jax2onnx = require_extra('jax2onnx', extras=_REQUIREMENTS)
   with portable():
     model = jax2onnx.to_onnx(function, [jax.ShapeDtypeStruct(('frames', width), dtype)], opset=_OPSET,
                              input_names=names[:1], output_names=names[1:])
@@ -155,7 +155,7 @@ def load_stablehlo(data):
 
 def load_onnx(data):
   """A serialised ONNX model as a function, by onnxruntime on the CPU."""
-  onnxruntime = require_extra('onnxruntime', requirements=_REQUIREMENTS)
+  onnxruntime = require_extra('onnxruntime', extras=_REQUIREMENTS)
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3
   session = onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
