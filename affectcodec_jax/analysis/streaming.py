@@ -32,7 +32,7 @@ def main(argv=None):
   parser.add_argument('--checkpoint', default='pretrained', help='workdir of a training run')
   parser.add_argument('--data', required=True, help='a directory or a .jsonl manifest')
   parser.add_argument('--split', default='test', help="which split of it (default 'test')")
-  parser.add_argument('--limit', type=int, default=16, help='so many files, evenly spread (default 16)')
+  parser.add_argument('--limit', type=int, default=12, help='so many files, evenly spread (default 12)')
   parser.add_argument('--kbps', type=float, default=1.5)
   parser.add_argument('--out', required=True, help='folder for quality.json')
   args = parser.parse_args(argv)
