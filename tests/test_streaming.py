@@ -12,7 +12,6 @@ import pytest
 from affectcodec_jax import __main__ as cli
 from affectcodec_jax import api, streaming
 from affectcodec_jax.errors import UserError
-from affectcodec_jax.inference import Inference
 from tests.test_inference import networks, sound
 
 
@@ -20,10 +19,7 @@ from tests.test_inference import networks, sound
 def make_codec(backbone='lite'):
   config, params, frozen = networks(backbone)
   config.model.num_stages, config.rates = 3, (1, 2, 3)
-  codec = api.Pretrained(config, params, jax.device_get(frozen), 0)
-  if backbone == 'dac':  # less to compile; tests/test_inference.py has pieces against wholes
-    codec._inference = Inference(config, frozen, chunk=13)
-  return codec
+  return api.Pretrained(config, params, jax.device_get(frozen), 0)
 
 
 def in_pieces(push, flush, values, seed=0, most=3000):
