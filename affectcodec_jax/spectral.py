@@ -55,22 +55,21 @@ def _hann(window):
 def _dft(window, xp=np):
   """Hann-windowed DFT matrix, cosines then sines: `[window, 2 * (window // 2 + 1)]`."""
   angle = _angles(window, xp)
-  return _hann(window).astype(np.float32)[:, None] * xp.concatenate([xp.cos(angle), -xp.sin(angle)], axis=1)
+  return _hann(window)[:, None] * xp.concatenate([xp.cos(angle), -xp.sin(angle)], axis=1)
 
 
 def _inverse_dft(window, xp=np):
   """Inverse real DFT, windowed: `[2 * (window // 2 + 1), window]`, cosines then sines."""
   half = np.arange(window // 2 + 1)
-  weight = (np.where((half == 0) | (2 * half == window), 1, 2) / window).astype(np.float32)[:, None]
+  weight = np.where((half == 0) | (2 * half == window), 1, 2)[:, None] / window
   angle = _angles(window, xp).T
-  matrix = xp.concatenate([weight * xp.cos(angle), -weight * xp.sin(angle)])
-  return matrix * _hann(window).astype(np.float32)
+  return xp.concatenate([weight * xp.cos(angle), -weight * xp.sin(angle)]) * _hann(window)
 
 
 def _angles(window, xp):
-  """2 pi n k / window as float32 in [0, 2 pi), by integers until the last step: `[window, bins]`."""
+  """2 pi n k / window in [0, 2 pi), by integers until the last step: `[window, bins]`."""
   turn = xp.arange(window, dtype=np.int32)[:, None] * xp.arange(window // 2 + 1, dtype=np.int32) % window
-  return turn.astype(np.float32) * np.float32(2 * np.pi / window)
+  return turn * (2 * np.pi / window)
 
 
 def _constant(kind, window):
@@ -78,7 +77,7 @@ def _constant(kind, window):
   return kind(window, jnp) if _portable.get() else _computed(kind, window)
 
 
-_computed = functools.lru_cache(lambda kind, window: kind(window))
+_computed = functools.lru_cache(lambda kind, window: kind(window).astype(np.float32))
 
 
 def stft(audio, window, hop, normalized=False):

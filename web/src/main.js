@@ -49,7 +49,8 @@ async function open(bytes, name) {
   await show({ name, audio, tokens, encodeTime: performance.now() - start }, chosenStages());
 }
 
-const chosenStages = () => Number(document.querySelector('[name=rate]:checked').value);
+// A token file may have a rate that is none of these.
+const chosenStages = () => Number(document.querySelector('[name=rate]:checked')?.value ?? card.rates[0].stages);
 
 /** Decodes what is there at so many stages and shows it. */
 async function show(next, stages) {

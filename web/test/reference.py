@@ -23,7 +23,7 @@ def main(folder):
   soundfile.write(folder / 'stereo.flac', np.stack([stereo, stereo / 2], axis=1), 44100)
   codec = api.load()
   speech = read_audio(folder / 'speech.wav')
-  for m in codec.config.rates:
+  for m in (1, *codec.config.rates):
     tokens = codec.encode(speech, SAMPLE_RATE, codec.stage_kbps * m)
     write_tokens(folder / f'{m}.afc', tokens)
     write_audio(folder / f'{m}.wav', codec.decode(tokens))
