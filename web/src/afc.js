@@ -50,7 +50,7 @@ export function pack({ codes, frames, stages, bits, hop, rate, samples, gainDb, 
 export function unpack(bytes) {
   if (!isTokenFile(bytes)) throw new UserError('This is not an .afc token file.');
   if (bytes.length > 4 && bytes[4] !== 1) {
-    throw new UserError(`This token file has format version ${bytes[4]}; this page reads version 1.`);
+    throw new UserError(`This token file has format version ${bytes[4]}; this page reads version 1. Encode it again without --entropy.`);
   }
   if (bytes.length < HEADER_BYTES) throw new UserError('This token file is cut off; copy or encode it again.');
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
