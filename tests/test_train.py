@@ -15,7 +15,17 @@ from affectcodec_jax import config as config_lib
 from affectcodec_jax import train as train_lib
 from affectcodec_jax.errors import UserError
 from affectcodec_jax.training import checkpoints, parallel
-from tests.conftest import run_until, state_and_teacher
+from configs import lite
+from tests.conftest import run_until, state_and_teacher, tiny
+
+
+@pytest.fixture
+def config():
+  """Of the backbone that compiles soonest, on speech-like audio."""
+  config = tiny(lite.get_config())
+  config.data.source, config.data.path = 'synthetic', ''
+  return config
+
 
 EIGHT = ['--config', 'configs/base.py', '--config.train.batch_size=8']  # one clip a device
 ROOT = pathlib.Path(__file__).parent.parent
@@ -30,9 +40,8 @@ def _params(workdir, config):
           checkpoints._read(manager, step, 'ema', state.ema)), step
 
 
-def test_resumed_run_is_bit_equal_to_a_straight_one(tiny_config, tmp_path):
+def test_resumed_run_is_bit_equal_to_a_straight_one(config, tmp_path):
   """6 steps at once against 4, a new trainer, 2 more; the discriminator joins at step 3."""
-  config = tiny_config
   train_lib.train(config.copy_and_resolve_references(), tmp_path / 'straight')
   run_until(config, tmp_path / 'resumed', 4)
   train_lib.train(config.copy_and_resolve_references(), tmp_path / 'resumed')
@@ -46,10 +55,10 @@ def test_resumed_run_is_bit_equal_to_a_straight_one(tiny_config, tmp_path):
                                       'loss/multi_rate', 'loss/adversarial', 'loss/discriminator'))
 
 
-def test_damaged_checkpoints_are_passed_over(tiny_config, tmp_path, capsys):
+def test_damaged_checkpoints_are_passed_over(config, tmp_path, capsys):
   """A flipped bit, a cut file and an empty folder: the newest sound one is used, nothing deleted."""
-  tiny_config.train.keep_checkpoints = 5
-  train_lib.train(tiny_config.copy_and_resolve_references(), tmp_path)
+  config.train.keep_checkpoints = 5
+  train_lib.train(config.copy_and_resolve_references(), tmp_path)
   root = tmp_path / 'checkpoints'
   largest = max((p for p in (root / '6').rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
   data = bytearray(largest.read_bytes())
@@ -59,19 +68,18 @@ def test_damaged_checkpoints_are_passed_over(tiny_config, tmp_path, capsys):
   for p in (root / '4' / 'ema').rglob('*'):
     if p.is_file():
       p.write_bytes(p.read_bytes()[:10])
-  config = tiny_config.copy_and_resolve_references()
-  train_lib.train(config, tmp_path)
+  train_lib.train(config.copy_and_resolve_references(), tmp_path)
   assert 'resumed at step 2' in capsys.readouterr().out
   assert {'4', '6', '8'} <= {p.name for p in (tmp_path / 'damaged_checkpoints').iterdir()}
   assert checkpoints.make_manager(tmp_path).latest_step() == 6
   for p in root.glob('*/data/*'):  # nothing left to continue from: not a fresh start, and nothing moved
     p.write_text('{}')
   with pytest.raises(UserError, match='no checkpoint there fits'):
-    train_lib.train(tiny_config, tmp_path)
+    train_lib.train(config, tmp_path)
   assert checkpoints.make_manager(tmp_path).latest_step() == 6
 
 
-def test_nan_stops_the_run_and_names_metric_and_step(tiny_config, tmp_path, monkeypatch):
+def test_nan_stops_the_run_and_names_metric_and_step(config, tmp_path, monkeypatch):
   """Bad audio at step 4: the checkpoint of step 2 stays the newest."""
   batches = []
 
@@ -82,16 +90,16 @@ def test_nan_stops_the_run_and_names_metric_and_step(tiny_config, tmp_path, monk
   original = parallel.split_batch
   monkeypatch.setattr(parallel, 'split_batch', split_batch)
   with pytest.raises(UserError, match=r'loss/\w+ is nan at step 4;'):
-    train_lib.train(tiny_config, tmp_path)
+    train_lib.train(config, tmp_path)
   assert checkpoints.make_manager(tmp_path).latest_step() == 2
 
 
-def test_other_model_in_the_same_folder_is_refused(tiny_config, tmp_path):
-  config_lib.save_config(tmp_path / 'config.json', tiny_config)
-  train_lib._check_workdir(tiny_config, tmp_path)
-  tiny_config.model.encoder_dim += 1
+def test_other_model_in_the_same_folder_is_refused(config, tmp_path):
+  config_lib.save_config(tmp_path / 'config.json', config)
+  train_lib._check_workdir(config, tmp_path)
+  config.model.encoder_dim += 1
   with pytest.raises(UserError, match='model.encoder_dim'):
-    train_lib._check_workdir(tiny_config, tmp_path)
+    train_lib._check_workdir(config, tmp_path)
 
 
 @pytest.mark.parametrize('args, message', [
@@ -121,8 +129,9 @@ def test_one_line_for_each_mistake(args, message, tmp_path, capsys, monkeypatch)
 
 def test_sigterm_saves_and_exits_cleanly(tmp_path):
   """A real process, a real signal; the next start resumes at the step where it stopped."""
-  sizes = ['--config.model.encoder_dim=2', '--config.model.decoder_dim=32',
-           '--config.discriminator.filters=2', '--config.data.crop_seconds=0.2']
+  sizes = ['--config.model.backbone=lite', '--config.model.lite.width=16',
+           '--config.model.lite.encoder_depth=1', '--config.model.lite.decoder_depth=1',
+           '--config.train.adversarial_start=1000', '--config.data.crop_seconds=0.2']
   command = [sys.executable, '-m', 'affectcodec_jax.train', '--config', 'configs/base.py',
              '--workdir', str(tmp_path), '--config.train.steps=100000',
              '--config.train.checkpoint_every=100000', '--config.train.log_every=1', *sizes]
@@ -140,12 +149,12 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
   assert checkpoints.make_manager(tmp_path).latest_step() == step >= 3
 
 
-def test_a_run_over_a_mesh_goes_on_under_pmap(tiny_config, tmp_path, capsys):
+def test_a_run_over_a_mesh_goes_on_under_pmap(config, tmp_path, capsys):
   """Two steps with the state split over 4 devices, two more with a copy on each of 8; audio of both."""
-  tiny_config.train.update(parallel='mesh', fsdp=4, steps=2, num_samples=1)
-  train_lib.train(tiny_config, tmp_path)
-  tiny_config.train.update(parallel='pmap', fsdp=1, steps=4)
-  assert train_lib.train(tiny_config, tmp_path)
+  config.train.update(parallel='mesh', fsdp=4, steps=2, num_samples=1)
+  train_lib.train(config, tmp_path)
+  config.train.update(parallel='pmap', fsdp=1, steps=4)
+  assert train_lib.train(config, tmp_path)
   assert 'resumed at step 2' in capsys.readouterr().out
   steps = [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   assert steps == [1, 2, 3, 4]
