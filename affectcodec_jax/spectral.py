@@ -144,9 +144,21 @@ def overlap_add(frames, hop):
 
 
 @functools.lru_cache
-def _mel_basis(window, num_mels):
-  import librosa.filters  # takes a second, and decoding needs none of it
-  return librosa.filters.mel(sr=SAMPLE_RATE, n_fft=window, n_mels=num_mels).T.copy()
+def mel_basis(window, num_mels):
+  """Slaney's triangular filters up to 8 kHz, each of unit area: float32 `[window // 2 + 1, num_mels]`.
+
+  Those of `librosa.filters.mel`, bit for bit, without a fifth of the time that a cold start takes.
+  """
+  # Linear below 1 kHz, 15 mel; above it a factor of 6.4 every 27 mel.
+  top = 15 + np.log(SAMPLE_RATE / 2 / 1000) / (np.log(6.4) / 27)
+  mel = np.linspace(0, top, num_mels + 2)
+  hertz = np.where(mel < 15, 200 / 3 * mel, 1000 * np.exp(np.log(6.4) / 27 * (mel - 15)))
+  slopes = (hertz[:, None] - np.fft.rfftfreq(window, 1 / SAMPLE_RATE))  # [num_mels + 2, bins]
+  widths = np.diff(hertz)[:, None]
+  rising, falling = -slopes[:-2] / widths[:-1], slopes[2:] / widths[1:]
+  triangles = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+  triangles *= (2 / (hertz[2:] - hertz[:-2]))[:, None]
+  return triangles.T.copy()
 
 
 def mel_spectrogram(audio, window, hop, num_mels):
@@ -154,7 +166,7 @@ def mel_spectrogram(audio, window, hop, num_mels):
   real, imag = stft(audio, window, hop)
   # sqrt has no gradient at 0: digital silence would be NaN without the floor.
   magnitude = jnp.sqrt(jnp.maximum(real ** 2 + imag ** 2, 1e-12))
-  return jnp.matmul(magnitude, _mel_basis(window, num_mels), precision=jax.lax.Precision.HIGHEST)
+  return jnp.matmul(magnitude, mel_basis(window, num_mels), precision=jax.lax.Precision.HIGHEST)
 
 
 def log_mel(audio, window, hop, num_mels):

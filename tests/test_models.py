@@ -114,6 +114,12 @@ def test_stft_equals_scipy(window):
   np.testing.assert_allclose(np.asarray(real) + 1j * np.asarray(imag), z, atol=1e-5 * abs(z).max())
 
 
+@pytest.mark.parametrize('window, num_mels', [(32, 5), (512, 80), (1024, 64), (2048, 320)])
+def test_mel_filters_are_librosa_s_bit_for_bit(window, num_mels):
+  theirs = librosa.filters.mel(sr=16000, n_fft=window, n_mels=num_mels).T
+  np.testing.assert_array_equal(spectral.mel_basis(window, num_mels), theirs)
+
+
 def test_mel_equals_librosa():
   x = np.random.default_rng(0).normal(size=8192).astype(np.float32)
   ours = spectral.mel_spectrogram(x, 1024, 256, 80)
