@@ -37,4 +37,4 @@ def require_extra(module, package=None, extras='requirements-eval.txt'):
   try:
     return importlib.import_module(module)
   except ImportError as e:
-    raise UserError(f'{package or module} is not installed; pip install -r {extras}') from e
+    raise UserError(f'{package or module} is not installed; {extras} in the repository says how') from e

@@ -51,7 +51,7 @@ def version(metric):
   try:
     versions = [f'{p} {metadata.version(p)}' for p in metric.packages]
   except metadata.PackageNotFoundError as e:
-    raise UserError(f'{e.name} is not installed; pip install -r requirements-eval.txt') from e
+    raise UserError(f'{e.name} is not installed; requirements-eval.txt in the repository says how') from e
   return versions[0] if versions else f'affectcodec_jax {affectcodec_jax.__version__}'
 
 
