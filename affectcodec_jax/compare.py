@@ -29,11 +29,13 @@ def read_files(path, label):
     with open(path, newline='', encoding='utf-8') as f:
       rows = list(csv.DictReader(f))
     labels = list(dict.fromkeys(r['label'] for r in rows))
+    of_label = {r['file']: r for r in rows if r['label'] == label and r['speaker'] is not None
+                and r['emotion'] is not None}
   except (OSError, UnicodeDecodeError, KeyError, csv.Error) as e:
     raise UserError(f'{path}: cannot be read ({type(e).__name__}); give files.csv of an evaluation') from e
   if label not in labels:
     raise UserError(f'{path}: no system {label!r}; it has {", ".join(labels)}')
-  return {r['file']: r for r in rows if r['label'] == label}
+  return of_label
 
 
 def compare(path, first, second):
@@ -43,14 +45,16 @@ def compare(path, first, second):
   'high', 'sign'}, with sign +1 where more is better.
 
   Raises:
-    UserError: as `read_files`.
+    UserError: as `read_files`, no file in common, or a score that is not a number.
   """
   systems = [read_files(path, label) for label in (first, second)]
   originals = read_files(path, 'original')
   files = [f for f in systems[0] if f in systems[1]]
+  if not files:
+    raise UserError(f'{path}: {first} and {second} have no file in common')
   rows = [[s[f] for f in files] for s in systems]
   results = []
-  judges = [k.removesuffix('_heard') for k in rows[0][0] if k.endswith('_heard')] if files else []
+  judges = [k.removesuffix('_heard') for k in rows[0][0] if k.endswith('_heard')]
   for judge in judges:  # recall lost, where the emotion is known
     column = f'{judge}_heard'
     known = [i for i, f in enumerate(files) if rows[0][i]['emotion'] and originals[f][column]
@@ -69,7 +73,10 @@ def compare(path, first, second):
     known = [i for i, pair in enumerate(zip(*rows)) if all(r.get(parts[0]) not in (None, '') for r in pair)]
     if known:
       speakers = Speakers([rows[0][i] for i in known])
-      drawn = [speakers.ratios(*(np.array([float(r[i][p]) for i in known]) for p in parts)) for r in rows]
+      try:
+        drawn = [speakers.ratios(*(np.array([float(r[i][p]) for i in known]) for p in parts)) for r in rows]
+      except ValueError as e:
+        raise UserError(f'{path}: column {name}: {e}') from e
       results.append((heading, *_difference(speakers, drawn, sign)))
   return results
 

@@ -26,6 +26,18 @@ CODEC_FIELDS = {
     'train': ('steps', 'batch_size', 'rate_probs', 'keep_checkpoints', 'distributed'),
 }
 
+# What training needs besides.
+TRAINING_FIELDS = {
+    'loss': ('mel', 'waveform', 'adversarial', 'feature_matching', 'commitment', 'emotion', 'cycle',
+             'multi_rate'),
+    'data': ('source', 'path', 'tfds_name', 'tfds_dir', 'train_split', 'eval_split', 'num_clips', 'min_seconds',
+             'crop_seconds', 'gain_db', 'num_workers'),
+    'train': ('steps', 'batch_size', 'accumulate', 'remat', 'parallel', 'fsdp', 'lr', 'disc_lr', 'beta1',
+              'beta2', 'weight_decay', 'clip_norm', 'warmup_steps', 'final_lr_fraction', 'ema_decay',
+              'adversarial_start', 'stage_dropout', 'rate_probs', 'checkpoint_every', 'keep_checkpoints',
+              'log_every', 'sample_every', 'num_samples', 'distributed'),
+}
+
 
 def parse_args(argv, description, **strings):
   """Reads `--config FILE --workdir DIR --config.field=value …`: (ConfigDict, workdir, *strings).
@@ -58,6 +70,7 @@ def parse_args(argv, description, **strings):
     rest = values(list(argv))
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
     reason = ' '.join(str(e.args[0] if e.args else e).split()).strip('"\'')
+    reason = f'unknown field or variant: {reason}' if ' ' not in reason else reason
     raise UserError(f'{reason} (see configs/base.py for the fields)') from e
   except Exception as e:  # the file is the user's own program
     raise UserError(f'the configuration file does not load: {type(e).__name__}: {e}') from e
@@ -82,7 +95,7 @@ def require(config, sections, origin):
     UserError: names what is missing.
   """
   for section, fields in sections.items():
-    if section not in config:
+    if not isinstance(config.get(section), ConfigDict):
       raise UserError(f"{origin}: has no section '{section}'; is it made for another command?")
     for field in fields:
       if field not in config[section]:
@@ -95,8 +108,21 @@ def validate(config):
   Raises:
     UserError: names the fields that do not fit together.
   """
-  require(config, CODEC_FIELDS, 'this configuration')
+  for fields in (CODEC_FIELDS, TRAINING_FIELDS):
+    require(config, fields, 'this configuration')
+  for name in ('seed', 'rates'):
+    if name not in config:
+      raise UserError(f"this configuration: has no field '{name}'; is it made for another command?")
   m, t = config.model, config.train
+  for name in ('encoder_dim', 'decoder_dim', 'acoustic_width', 'emotion_dim', 'acoustic_dim', 'adapter_dim',
+               'adapter_layers', 'adapter_kernel'):
+    if m[name] < 1:
+      raise UserError(f'model.{name}={m[name]} must be at least 1')
+  for name in ('emotion', 'acoustic'):
+    levels = m[f'{name}_levels']
+    if not levels or min(levels) < 2 or len(levels) > m[f'{name}_dim']:
+      raise UserError(f'model.{name}_levels={tuple(levels)} must be 1 to model.{name}_dim={m[f"{name}_dim"]} '
+                      'values of 2 or more')
   hop = hop_length(m)
   if hop != 320:
     raise UserError(f'model.strides multiply to {hop}; 50 Hz frames at 16 kHz need 320')
@@ -122,8 +148,6 @@ def validate(config):
                     'checkpoint with python -m affectcodec_jax.convert')
   if m.compute_dtype not in ('float32', 'bfloat16'):
     raise UserError(f"model.compute_dtype='{m.compute_dtype}'; use float32 or bfloat16")
-  if min([*m.emotion_levels, *m.acoustic_levels]) < 2:
-    raise UserError('model.emotion_levels and model.acoustic_levels must be 2 or more')
   if bits_per_stage(m) > 16 or not 1 <= m.num_stages <= 255:
     raise UserError(f'{m.num_stages} stages of {bits_per_stage(m)} bits: a token file holds at most 255 '
                     'stages of 16 bits; change model.num_stages or the levels')
@@ -137,6 +161,8 @@ def validate(config):
       raise UserError(f'train.{name}={t[name]} must be at least 1')
   if config.seed < 0 or config.data.num_workers < 0:
     raise UserError('seed and data.num_workers must not be negative')
+  if config.data.num_clips < 1:
+    raise UserError(f'data.num_clips={config.data.num_clips} must be at least 1')
   if crop_samples(config) < 2048:
     raise UserError(f'data.crop_seconds={config.data.crop_seconds} is too short; use 0.14 or more')
 

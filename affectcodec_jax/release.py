@@ -44,7 +44,7 @@ def save(run, out):
   """Writes the newest checkpoint of `run` to the folder `out`; returns the files' paths.
 
   Raises:
-    UserError: no such run, or a place that cannot be written.
+    UserError: no such run, or a place that holds a run or cannot be written.
   """
   import jax
 
@@ -55,6 +55,8 @@ def save(run, out):
   from affectcodec_jax.training.state import create_state
 
   config = load_config(run / 'config.json')
+  if (out / 'config.json').exists() or (out / 'checkpoints').exists():
+    raise UserError(f'{out}: holds a training run; give a folder of its own for the release')
   frozen = weights.load_frozen(config, run)
   audio = np.zeros((1, 3200), np.float32)
   fresh = jax.eval_shape(lambda a: create_state(config, jax.random.PRNGKey(0), frozen, a), audio)
@@ -107,7 +109,7 @@ def load(path):
   try:
     card = json.loads((path / CONFIG).read_text())
     step, fingerprint, config = card['step'], card['fingerprint'], ConfigDict(card['config'])
-  except (OSError, ValueError, KeyError, TypeError) as e:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(f'{path}: not a released codec ({type(e).__name__}: {e}); make one by '
                     'python -m affectcodec_jax.release RUN OUT') from e
   require(config, CODEC_FIELDS, path / CONFIG)

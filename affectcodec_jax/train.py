@@ -68,8 +68,8 @@ def train(config, workdir, init_from=None):
   if config.train.distributed:
     # launch/local.sh says who is who; TPU pods, Slurm and Open MPI are found by JAX itself.
     names = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
-    told = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
     try:
+      told = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
       jax.distributed.initialize(**told)
     except (ValueError, RuntimeError) as e:
       raise UserError(f'train.distributed: the other processes were not found ({e}); leave it False for '
@@ -79,7 +79,9 @@ def train(config, workdir, init_from=None):
   say = (lambda *a: print(*a, flush=True)) if chief else (lambda *a: None)
   local_batch = parallel.local_batch_size(config)
   devices = parallel.make_parallel(config)
-  _check_workdir(config, workdir)
+  changed = _check_workdir(config, workdir)
+  if changed:
+    say(f'not as this run was before: {", ".join(changed)}')
   say(f'{jax.device_count()} {jax.default_backend()} device(s), batch {config.train.batch_size} x '
       f'{config.data.crop_seconds} s, run in {workdir}')
 
@@ -202,25 +204,38 @@ def train(config, workdir, init_from=None):
 
 
 def _check_workdir(config, workdir):
-  """Creates the folder; refuses to continue a run there with another model."""
+  """Creates the folder; refuses to continue a run there with another model.
+
+  Returns:
+    what else differs from the run there, as `section.name=before, now value`.
+  """
   from affectcodec_jax import config as config_lib
+  from affectcodec_jax import release
   from affectcodec_jax.files import make_folder
+  if release.is_release(workdir):
+    raise UserError(f'{workdir} holds a released codec; give another --workdir')
   path = make_folder(workdir) / 'config.json'
   if not path.exists():
-    return
+    return []
   old = config_lib.load_config(path)
-  old_fields = old.to_dict()
-  changed = {f'{section}.{name}': (old_fields[section].get(name), value)
-             for section in ('model', 'discriminator', 'teacher')
-             for name, value in config[section].to_dict().items()}
-  if config.teacher.path in ('', old.teacher.path):
-    del changed['teacher.path']  # the run has its own copy
+  before, now = (_flat(c.to_dict()) for c in (old, config))
+  changed = [name for name in now if _plain(before.get(name)) != _plain(now[name])]
+  own_copy = {'teacher.path'} if config.teacher.path in ('', old.teacher.path) else set()
   if config.teacher.student and old.teacher.get('student'):
-    del changed['teacher.student']
-  for name, (before, value) in changed.items():
-    if _plain(before) != _plain(value):
-      raise UserError(f'{workdir} holds a run with {name}={before}, now {value}; '
+    own_copy.add('teacher.student')
+  for name in changed:
+    if name.split('.')[0] in ('model', 'discriminator', 'teacher') and name not in own_copy:
+      raise UserError(f'{workdir} holds a run with {name}={before.get(name)}, now {now[name]}; '
                       'give another --workdir or the same value')
+  return [f'{name}={now[name]} (was {before.get(name)})' for name in changed if name not in own_copy]
+
+
+def _flat(fields, prefix=''):
+  """{'section.name': value} of nested dicts."""
+  flat = {}
+  for name, value in fields.items():
+    flat |= _flat(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
+  return flat
 
 
 def _plain(value):

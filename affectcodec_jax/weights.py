@@ -36,8 +36,7 @@ def load_params(path):
     UserError: no such file, or not a safetensors file.
   """
   if not os.path.exists(path):
-    raise UserError(f'{path}: no such file; train a teacher with python -m '
-                    'affectcodec_jax.train_teacher, or leave teacher.path empty')
+    raise UserError(f'{path}: no such file')
   try:
     flat = safetensors.numpy.load_file(path)
   except (safetensors.SafetensorError, OSError) as e:
@@ -52,6 +51,9 @@ def load_teacher(config, path=''):
     UserError: not such a teacher.
   """
   path = path or PACKAGED_TEACHER
+  if not os.path.exists(path):
+    raise UserError(f'{path}: no such file; train a teacher with python -m '
+                    'affectcodec_jax.train_teacher, or leave teacher.path empty')
   params = load_params(path)
   network = make_teacher(config)
   features = (jnp.zeros((1, 3200)), jnp.ones((1, 10), bool))

@@ -73,21 +73,31 @@ def test_local_tells_what_is_missing(fake, args, message):
 
 
 def test_two_real_processes_train_as_one(tmp_path):
-  """Three steps, one clip a process: one log with each step once, one checkpoint."""
+  """Three steps, one clip a process: one log with each step once; resumed, all from the same checkpoint."""
   env = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}  # one device a process
   small = {'train.steps': 3, 'train.batch_size': 2, 'train.log_every': 1, 'train.adversarial_start': 9,
+           'train.checkpoint_every': 1,
            'train.num_samples': 0, 'model.backbone': 'lite', 'model.lite.width': 16,
            'model.lite.encoder_depth': 1, 'model.lite.decoder_depth': 1, 'loss.multi_rate': 0.0,
            'data.crop_seconds': 0.2, 'data.num_clips': 20}
   args = [f'--config.{k}={v}' for k, v in small.items()]
-  run = subprocess.run([str(LAUNCH / 'local.sh'), '2', '--config', 'configs/base.py', '--workdir',
-                        str(tmp_path), *args], capture_output=True, text=True, env=env, timeout=600,
-                       cwd=LAUNCH.parent, check=False)
-  assert run.returncode == 0, run.stdout + run.stderr + (tmp_path / 'process_1.log').read_text()
-  assert '2 cpu device(s)' in run.stdout
-  steps = [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-  assert steps == [1, 2, 3]
-  assert (tmp_path / 'checkpoints' / '3').is_dir()
+
+  def train(*more):
+    run = subprocess.run([str(LAUNCH / 'local.sh'), '2', '--config', 'configs/base.py', '--workdir',
+                          str(tmp_path), *args, *more], capture_output=True, text=True, env=env, timeout=600,
+                         cwd=LAUNCH.parent, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr + (tmp_path / 'process_1.log').read_text()
+    assert '2 cpu device(s)' in run.stdout
+    return [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+
+  assert train() == [1, 2, 3]
+  # Only the second process finds its data position damaged; both go back to step 2.
+  positions = sorted((tmp_path / 'checkpoints' / '3' / 'data').glob('process_1*'))
+  assert len(positions) == 1
+  positions[0].write_text('{')
+  assert train('--config.train.steps=4') == [1, 2, 3, 4]
+  assert (tmp_path / 'damaged_checkpoints' / '3').is_dir()
+  assert {p.name for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit()} == {'2', '3', '4'}
 
 
 @pytest.mark.parametrize('status, requeued', [(0, False), (75, True), (1, False)])

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from affectcodec_jax import config as config_lib
+from affectcodec_jax import losses
 from affectcodec_jax.errors import UserError
+from affectcodec_jax.models.codec import Codec
+from affectcodec_jax.teachers import teacher_features
 from affectcodec_jax.training import parallel
-from affectcodec_jax.training.state import init_params
-from affectcodec_jax.training.step import draw_rates, train_step
+from affectcodec_jax.training.state import init_params, make_codec
+from affectcodec_jax.training.step import draw_rates, generator_loss, train_step
 from configs import base, lite, paper
 from tests.conftest import batch, state_and_teacher, tiny
 
@@ -47,9 +50,56 @@ def test_without_multi_rate_each_clip_is_decoded_once():
   config = tiny(lite.get_config())
   config.loss.multi_rate = 0.0
   state, teacher = state_and_teacher(config)
+  state = state.replace(step=np.int32(2))  # past the warm-up's zero rate
   step = jax.jit(functools.partial(train_step, config=config, adversarial=False))
-  _, metrics = step(state, teacher, {'audio': batch(config)})
+  after, metrics = step(state, teacher, {'audio': batch(config)})
   assert bool(metrics['finite']) and 'loss/multi_rate' not in metrics
+  decoded = jax.eval_shape(functools.partial(generator_loss, config=config, adversarial=False), state.params,
+                           state.disc_params, teacher, batch(config), np.zeros(8, np.int32))[1][1]
+  assert decoded.shape == batch(config).shape
+  for old, new, average in zip(*(jax.tree.leaves(t) for t in (state.ema, after.params, after.ema))):
+    # By hand, of step 2: (1 + 2) / (10 + 2) of the old average; float32's rounding.
+    np.testing.assert_allclose(average, 0.25 * old + 0.75 * new, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('multi_rate', [1.0, 0.0])
+def test_the_loss_is_of_each_clip_at_its_own_rate(multi_rate):
+  """Against every clip decoded by itself from its own prefix; sums in another order, so 1e-4."""
+  config = tiny(lite.get_config())
+  config.loss.multi_rate = multi_rate
+  state, teacher = state_and_teacher(config)
+  audio, rate = batch(config)[:4], np.array([2, 0, 1, 0])
+  features = jax.jit(functools.partial(teacher_features, config))(teacher, audio)
+  codec, mask = make_codec(config), np.ones(features.shape[:2], bool)
+
+  @jax.jit
+  def of_prefixes(params):
+    def call(method, *args):
+      return codec.apply({'params': params}, *args, method=method)
+    q = call(Codec.quantize, call(Codec.analyse, audio, features, mask))
+    latents = [call(Codec.latent, q.values[:m]) for m in config.rates]
+    return [call(Codec.synthesise, z) for z in latents], q.commitment, [
+        call(Codec.emotion_features, z) for z in latents]
+
+  decoded, commitment, emotion = of_prefixes(state.params)
+  own = np.stack([decoded[r][i] for i, r in enumerate(rate)])
+  expected = {
+      'mel': losses.mel_distance(losses.mel_targets(own), losses.mel_targets(audio)).mean(),
+      'waveform': np.abs(own - audio).mean(),
+      'commitment': np.mean([commitment[:config.rates[r], i].mean() for i, r in enumerate(rate)]),
+      'emotion': losses.emotion_l2(np.stack([emotion[r][i] for i, r in enumerate(rate)]), features).mean(),
+      'cycle': losses.emotion_cycle(teacher_features(config, teacher, own), features).mean(),
+  }
+  total, (parts, heard) = jax.jit(functools.partial(generator_loss, config=config, adversarial=False))(
+      state.params, state.disc_params, teacher, audio, rate)
+  if multi_rate:  # of all rates alike
+    mel = [losses.mel_distance(losses.mel_targets(d), losses.mel_targets(audio)).mean() for d in decoded]
+    cycle = [losses.emotion_cycle(teacher_features(config, teacher, d), features).mean() for d in decoded]
+    expected['multi_rate'] = config.loss.mel * np.mean(mel) + config.loss.cycle * np.mean(cycle)
+  np.testing.assert_allclose(heard, own, atol=1e-5)
+  for name, value in expected.items():
+    np.testing.assert_allclose(parts[name], value, rtol=1e-4, err_msg=name)
+  np.testing.assert_allclose(total, sum(config.loss[k] * v for k, v in expected.items()), rtol=1e-4)
 
 
 def test_stage_dropout_is_biased(tiny_config):

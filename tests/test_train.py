@@ -96,7 +96,10 @@ def test_nan_stops_the_run_and_names_metric_and_step(config, tmp_path, monkeypat
 
 def test_other_model_in_the_same_folder_is_refused(config, tmp_path):
   config_lib.save_config(tmp_path / 'config.json', config)
-  train_lib._check_workdir(config, tmp_path)
+  assert train_lib._check_workdir(config, tmp_path) == []
+  config.train.steps += 1  # told, not refused
+  changed = f'train.steps={config.train.steps} (was {config.train.steps - 1})'
+  assert train_lib._check_workdir(config, tmp_path) == [changed]
   config.model.encoder_dim += 1
   with pytest.raises(UserError, match='model.encoder_dim'):
     train_lib._check_workdir(config, tmp_path)
@@ -105,7 +108,10 @@ def test_other_model_in_the_same_folder_is_refused(config, tmp_path):
 @pytest.mark.parametrize('args, message', [
     (['--config', 'configs/none.py'], 'no such configuration file'),
     ([], '--config is missing'),
-    (['--config', 'configs/base.py', '--config.train.step=5'], 'step'),
+    (['--config', 'configs/base.py', '--config.train.step=5'], 'Did you mean'),
+    (['--config', 'configs/base.py', '--config.model.emotion_levels=()'], 'model.emotion_levels'),
+    (['--config', 'configs/base.py', '--config.model.emotion_dim=2'], 'model.emotion_levels'),
+    ([*EIGHT, '--config.data.source=folder'], 'set --config.data.path'),
     (['--config', 'configs/base.py', '--config.train.steps=abc'], 'abc'),
     (['--config', 'configs/base.py', '--config.rates=(2,4)'], 'rates'),
     (['--config', 'configs/base.py', '--config.model.quantizer=vq'], 'quantizer'),

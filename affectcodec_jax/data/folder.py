@@ -86,6 +86,8 @@ def list_rows(path):
   Raises:
     UserError: nothing there, or a malformed manifest.
   """
+  if not str(path):
+    raise UserError('no data: set --config.data.path to a folder of audio files or a .jsonl manifest')
   path = pathlib.Path(path)
   if path.is_dir():
     return _scan(path)
@@ -158,9 +160,11 @@ def _hash(row):
 def _check(path, min_seconds):
   """(what is wrong or None, seconds) from the header alone."""
   try:
+    if not path.exists():
+      return 'no such file', 0.0
     seconds = soundfile.info(str(path)).duration
-  except (soundfile.SoundFileError, RuntimeError, OSError):
-    return ('not readable as audio' if path.exists() else 'no such file'), 0.0
+  except (soundfile.SoundFileError, RuntimeError, OSError, UnicodeError):
+    return 'not readable as audio', 0.0
   if seconds > 1e6:
     return 'has no length in its header', 0.0
   return (f'{seconds:.2f} s is too short' if seconds < min_seconds else None), seconds

@@ -82,8 +82,8 @@ class Scorer:
     if missing or record['bits'] is None:
       try:
         decoded, record['bits'], *codes = system.run(audio)
-      except UserError as e:
-        return record | {'problems': {'decoding': str(e)}}
+      except Exception as e:  # programs and networks of others fail in ways of their own too
+        return record | {'problems': {'decoding': _one_line(e)}}
       record |= {'codes': codes[0]} if codes else {}
       for name in missing:
         record['problems'].pop(name, None)
@@ -91,7 +91,7 @@ class Scorer:
           record['scores'][name] = self._metric(name)(audio, decoded, item)
         except Exception as e:  # metric packages refuse clips in ways of their own; the others go on
           record['scores'][name] = {}
-          record['problems'][name] = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+          record['problems'][name] = _one_line(e)
         record['versions'][name] = self._versions[name]
       write_whole(path, json.dumps(record).encode())
     return record
@@ -111,6 +111,11 @@ class Scorer:
     folder = self._cache / name[:2]
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f'{name[2:]}.json'
+
+
+def _one_line(error):
+  said = ' '.join(str(error).split())[:200]
+  return said if isinstance(error, UserError) else f'{type(error).__name__}: {said}'
 
 
 def _read(path):

@@ -119,7 +119,6 @@ def subset_scores(rows, originals, judges):
       scores[name] = _mean(speakers, rows, name)
   for name in sorted({k for r in rows for k in r if k.endswith(' MSE')}):
     scores[name] = _mean(speakers, rows, name)
-  by_judge = {k: [] for k in ('macro', 'weighted')}
   for judge in judges:
     for name in ('agreement', 'variation'):
       scores[f'{judge}_{name}'] = _mean(speakers, rows, f'{judge}_{name}')
@@ -127,17 +126,24 @@ def subset_scores(rows, originals, judges):
     if known:
       drawn = Speakers(known)
       truth, after = (np.array([r[k] for r in known]) for k in ('emotion', f'{judge}_heard'))
-      before = np.array([originals[r['file']][f'{judge}_heard'] for r in known])
       count = np.ones(len(known), bool)
       scores[f'{judge}_accuracy'] = _counted(drawn.interval(drawn.recall(truth, after, macro=True)), count)
-      for name, values in by_judge.items():
-        lost = drawn.degradation(truth, before, after, macro=name == 'macro')
-        scores[f'{judge}_{name}'] = _counted(drawn.interval(lost), count)
-        values.append(lost)
-  for name, values in by_judge.items():  # the mean over judges, as in the paper
-    if len(values) > 1 and len({v.shape for v in values}) == 1:
-      scores[f'all_{name}'] = _counted(speakers.interval(np.mean(values, axis=0)), np.ones(len(rows), bool))
+      for name in ('macro', 'weighted'):
+        scores[f'{judge}_{name}'] = _lost(known, originals, [judge], name)
+  known = [r for r in rows if all(_tells(r, judge) for judge in judges)]
+  if len(judges) > 1 and known:  # the mean over judges, as in the paper
+    for name in ('macro', 'weighted'):
+      scores[f'all_{name}'] = _lost(known, originals, judges, name)
   return scores
+
+
+def _lost(rows, originals, judges, name):
+  """'macro' or 'weighted' degradation of recall, the mean over judges who all tell these rows."""
+  speakers, truth = Speakers(rows), np.array([r['emotion'] for r in rows])
+  lost = [speakers.degradation(truth, np.array([originals[r['file']][f'{judge}_heard'] for r in rows]),
+                               np.array([r[f'{judge}_heard'] for r in rows]), macro=name == 'macro')
+          for judge in judges]
+  return _counted(speakers.interval(np.mean(lost, axis=0)), np.ones(len(rows), bool))
 
 
 def _tells(row, judge):

@@ -89,7 +89,7 @@ def _inverse_scale(scale):
   return x + jnp.log(-jnp.expm1(-x))  # inverse of softplus, without overflow
 
 
-def _matmul(subscripts, a, b):
+def matmul(subscripts, a, b):
   """`einsum` in float32, on accelerators too, whose default would round the factors to bfloat16."""
   return jnp.einsum(subscripts, a, b, precision=jax.lax.Precision.HIGHEST)
 
@@ -98,11 +98,11 @@ _weights = jax.vmap(lambda v, g: weight_norm(v, g, (0,)))  # of all stages: [K, 
 
 
 def _project_in(p, r):
-  return _matmul('btd,df->btf', r, weight_norm(p['in_v'], p['in_g'], (0,)))
+  return matmul('btd,df->btf', r, weight_norm(p['in_v'], p['in_g'], (0,)))
 
 
 def _project_out(p, z):
-  return _matmul('btf,fd->btd', z, weight_norm(p['out_v'], p['out_g'], (0,))) + p['out_b']
+  return matmul('btf,fd->btd', z, weight_norm(p['out_v'], p['out_g'], (0,))) + p['out_b']
 
 
 def _round(p, z, levels):
@@ -177,19 +177,19 @@ class BDRFSQ(nn.Module):
     b, t, f, k = *u.shape[:2], len(levels), self.num_stages
     w_in = [_weights(p['in_v'], p['in_g']) for p in self.params_]  # [K, d, f] a block
     w_out = [_weights(p['out_v'], p['out_g']) for p in self.params_]  # [K, f, d]
-    reads = jnp.concatenate([_matmul('btd,kdf->btkf', r, i) for r, i in zip(
+    reads = jnp.concatenate([matmul('btd,kdf->btkf', r, i) for r, i in zip(
         self._split(u.astype(jnp.float32)), w_in)], axis=-1).reshape(b, t, k * f)  # [B, T, K*f]
     # What a unit in each of a stage's values, and its bias, take off the reads: 0 from block to block.
-    taken = _block_diagonal([_matmul('kfd,jdg->kfjg', o, i) for i, o in zip(w_in, w_out)])
+    taken = _block_diagonal([matmul('kfd,jdg->kfjg', o, i) for i, o in zip(w_in, w_out)])
     taken = taken.reshape(k, f, k * f)
-    bias = jnp.concatenate([_matmul('kd,jdg->kjg', p['out_b'], i)
+    bias = jnp.concatenate([matmul('kd,jdg->kjg', p['out_b'], i)
                             for p, i in zip(self.params_, w_in)], axis=-1).reshape(k, k * f)
 
     def stage(reads, inputs):
       at, affine, taken, bias = inputs
       z = jax.lax.dynamic_slice_in_dim(reads, at * f, f, axis=-1)  # [B, T, f]
       values, digits, commitment = _round(affine, z, levels)
-      reads = reads - _matmul('btf,fg->btg', values, taken) - bias
+      reads = reads - matmul('btf,fg->btg', values, taken) - bias
       return reads, (values, fsq.digits_to_index(digits, levels), commitment)
 
     _, (values, indices, commitment) = jax.lax.scan(
@@ -200,7 +200,7 @@ class BDRFSQ(nn.Module):
     """u_1 + ... + u_m of the first m stages' values `[m, batch, frames, f]`: `[batch, frames, d]`."""
     m, splits = len(values), np.cumsum([len(n) for n in self._blocks()[1]])[:-1]
     return jnp.concatenate([
-        _matmul('kbtf,kfd->btd', v, _weights(p['out_v'][:m], p['out_g'][:m])) + p['out_b'][:m].sum(0)
+        matmul('kbtf,kfd->btd', v, _weights(p['out_v'][:m], p['out_g'][:m])) + p['out_b'][:m].sum(0)
         for p, v in zip(self.params_, jnp.split(values, splits, axis=-1))], axis=-1)
 
   def lookup(self, indices):

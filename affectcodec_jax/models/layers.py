@@ -137,14 +137,15 @@ def _sin_cos_reduced(y):
 @jax.custom_jvp
 def sin_squared(y):
   """sin(y)^2 by polynomial. Squared, the common sign of the reduced sine is gone."""
-  sin, _ = _sin_cos_reduced(y)
-  return sin * sin
+  sin, _ = _sin_cos_reduced(y.astype(jnp.float32))  # of a bfloat16 y the reduction would leave little
+  return (sin * sin).astype(y.dtype)
 
 
 @sin_squared.defjvp
 def _sin_squared_jvp(primals, tangents):
-  sin, cos = _sin_cos_reduced(primals[0])
-  return sin * sin, 2 * sin * cos * tangents[0]
+  y, dy = primals[0], tangents[0]
+  sin, cos = _sin_cos_reduced(y.astype(jnp.float32))
+  return (sin * sin).astype(y.dtype), (2 * sin * cos).astype(y.dtype) * dy
 
 
 class Snake(nn.Module):

@@ -9,7 +9,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from affectcodec_jax.models.bd_rfsq import Quantized
+from affectcodec_jax.models.bd_rfsq import Quantized, matmul
 
 
 class RVQ(nn.Module):
@@ -33,14 +33,14 @@ class RVQ(nn.Module):
 
     def stage(residual, params):
       in_w, out_w, out_b, codebook = params
-      z = residual @ in_w  # [B, T, f]
+      z = matmul('btd,df->btf', residual, in_w)
       index = _nearest(z, codebook)
       word = codebook[index]
       commitment = jnp.mean((z - jax.lax.stop_gradient(word)) ** 2, axis=(1, 2))
       # The codebook follows the encoder four times as strongly as the encoder the codebook.
       update = jnp.mean((jax.lax.stop_gradient(z) - word) ** 2, axis=(1, 2))
       value = z + jax.lax.stop_gradient(word - z)
-      out = value @ out_w + out_b
+      out = matmul('btf,fd->btd', value, out_w) + out_b
       return residual - out, (value, index, commitment + 4 * update)
 
     params = (self.in_w, self.out_w, self.out_b, self.codebook)
@@ -50,7 +50,7 @@ class RVQ(nn.Module):
   def latent(self, values):
     """Sum of the first m stages, of their values `[m, batch, frames, codebook_dim]`."""
     m = len(values)
-    return jnp.einsum('kbtf,kfd->btd', values, self.out_w[:m]) + self.out_b[:m].sum(0)
+    return matmul('kbtf,kfd->btd', values, self.out_w[:m]) + self.out_b[:m].sum(0)
 
   def lookup(self, indices):
     """Indices `[batch, frames, m]` to values `[m, batch, frames, codebook_dim]`: the words."""
@@ -61,4 +61,4 @@ class RVQ(nn.Module):
 def _nearest(z, codebook):
   """Index of the codeword with the largest cosine: `[B, T, f]` x `[N, f]` to `[B, T]` int32."""
   unit = codebook / (jnp.linalg.norm(codebook, axis=-1, keepdims=True) + 1e-12)
-  return jnp.argmax(jax.lax.stop_gradient(z @ unit.T), axis=-1).astype(jnp.int32)
+  return jnp.argmax(matmul('btf,nf->btn', jax.lax.stop_gradient(z), unit), axis=-1).astype(jnp.int32)

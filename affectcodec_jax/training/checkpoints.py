@@ -12,6 +12,7 @@ import zlib
 
 import grain
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -24,6 +25,15 @@ def make_manager(workdir, keep=3):
   """A manager of `workdir`/checkpoints that writes in the background and keeps the last `keep`."""
   options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
   path = pathlib.Path(workdir).absolute() / 'checkpoints'
+  return ocp.CheckpointManager(path, options=options, item_names=ITEMS)
+
+
+def _reader(workdir):
+  """A manager that writes nothing, not even the folder."""
+  path = pathlib.Path(workdir).absolute() / 'checkpoints'
+  if not path.is_dir():
+    raise _nothing_usable(workdir)
+  options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
   return ocp.CheckpointManager(path, options=options, item_names=ITEMS)
 
 
@@ -58,7 +68,8 @@ def restore_latest(manager, fresh, iterator):
   for step in sorted(manager.all_steps(), reverse=True):
     rest = _read(manager, step, 'state', fresh.replace(ema=None))
     ema = _read(manager, step, 'ema', fresh.ema)
-    if rest is None or ema is None or not _restore_iterator(manager, step, iterator):
+    sound = rest is not None and ema is not None and _restore_iterator(manager, step, iterator)
+    if not _everywhere(sound):
       damaged.append(step)
       continue
     for newer in damaged:  # only now: perhaps none of them fitted, and the fault is elsewhere
@@ -70,12 +81,19 @@ def restore_latest(manager, fresh, iterator):
   return None
 
 
+def _everywhere(sound):
+  """Whether all processes found the checkpoint sound: they go on from one and the same, or not at all."""
+  if jax.process_count() == 1:
+    return sound
+  return bool(multihost_utils.process_allgather(np.asarray(sound)).all())
+
+
 def _restore_iterator(manager, step, iterator):
   """Sets `iterator` to where it stood; False (with a warning) if it does not fit its state."""
   before = iterator.get_state()
   try:
-    manager.restore(step, args=ocp.args.Composite(
-        data=grain.checkpoint.CheckpointRestore(iterator)))
+    # Not by the manager, whose processes wait for each other: this file is one process's own, and so its damage.
+    grain.checkpoint.CheckpointHandler().restore(manager.directory / str(step) / 'data', iterator)
     iterator.get_state()
   except Exception as e:  # a missing file, half a file, a state of another kind of iterator
     logging.warning('checkpoint %d: its data position is damaged, or was made with another '
@@ -91,7 +109,7 @@ def restore_ema(workdir, fresh_ema):
   Raises:
     UserError: there is none.
   """
-  manager = make_manager(workdir)
+  manager = _reader(workdir)
   for step in sorted(manager.all_steps(), reverse=True):
     ema = _read(manager, step, 'ema', fresh_ema)
     if ema is not None:
@@ -105,7 +123,7 @@ def restore_state(workdir, fresh):
   Raises:
     UserError: there is none.
   """
-  manager = make_manager(workdir)
+  manager = _reader(workdir)
   for step in sorted(manager.all_steps(), reverse=True):
     rest = _read(manager, step, 'state', fresh.replace(ema=None))
     ema = _read(manager, step, 'ema', fresh.ema)
@@ -142,15 +160,17 @@ def _read(manager, step, name, target):
 
 def _set_aside(manager, step):
   """Moves a damaged checkpoint out of the way, so that its step can be saved again."""
-  root = pathlib.Path(manager.directory)
-  damaged = root.parent / 'damaged_checkpoints'
-  damaged.mkdir(exist_ok=True)
-  target = damaged / str(step)
-  suffix = 1
-  while target.exists():
-    suffix += 1
-    target = damaged / f'{step}-{suffix}'
   if jax.process_index() == 0:
+    root = pathlib.Path(manager.directory)
+    damaged = root.parent / 'damaged_checkpoints'
+    damaged.mkdir(exist_ok=True)
+    target = damaged / str(step)
+    suffix = 1
+    while target.exists():
+      suffix += 1
+      target = damaged / f'{step}-{suffix}'
     (root / str(step)).rename(target)
+    logging.warning('moved it to %s', target)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'checkpoint {step} is set aside')
   manager.reload()
-  logging.warning('moved it to %s', target)
