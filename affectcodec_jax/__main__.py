@@ -46,7 +46,7 @@ def main(argv=None):
   p.add_argument('path', nargs='?', default='pretrained')
 
   p = commands.add_parser('tokenize', help='corpus to shards of tokens, for training language models')
-  p.add_argument('data', help='a folder of audio files or a .jsonl manifest')
+  p.add_argument('data', help='a folder of audio files, a .jsonl manifest or a recording')
   p.add_argument('out', help='folder for the shards; the same command goes on where it stopped')
   p.add_argument('--checkpoint', default='pretrained', help='workdir of a training run')
   p.add_argument('--kbps', type=float, help='1.5, 3 or 6 (default: the highest)')
@@ -76,9 +76,8 @@ def main(argv=None):
 
 def _check_output(args):
   """Refuses an output that cannot be written before any work is done for it."""
-  folder = pathlib.Path(args.output).absolute().parent
-  if not folder.is_dir():
-    raise UserError(f'{folder}: no such folder to write to')
+  from affectcodec_jax.files import check_file
+  check_file(args.output)
   if os.path.exists(args.output) and os.path.exists(args.input) and os.path.samefile(
       args.input, args.output):
     raise UserError(f'{args.output}: input and output are the same file')
@@ -114,6 +113,8 @@ def _decode(args):
 
 def _stream(args):
   from affectcodec_jax.pipe import pipe
+  if sys.stdin is None or sys.stdout is None:
+    raise UserError('stream reads from standard input and writes to standard output; one of them is closed')
   pipe(args, sys.stdin.buffer, sys.stdout.buffer)
 
 

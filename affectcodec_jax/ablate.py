@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 
+from affectcodec_jax import workers
 from affectcodec_jax.errors import UserError, run_command
 
 VARIANTS = ('rvq', 'full_rfsq', 'bd_rfsq', 'multi_rate', 'cem')
@@ -81,7 +82,7 @@ def _run_one(args, variant, seed, workdir):
   workdir.mkdir(parents=True, exist_ok=True)
   env = dict(os.environ)
   if args.jobs > 1:  # each run its share of the processors
-    threads = max(1, len(os.sched_getaffinity(0)) // args.jobs)
+    threads = max(1, workers.cores() // args.jobs)
     env['XLA_FLAGS'] = (env.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
                         f' intra_op_parallelism_threads={threads}').strip()
     env['OMP_NUM_THREADS'] = str(threads)

@@ -139,6 +139,8 @@ class Pretrained:
     Raises:
       UserError: as `decode`; tokens of different rates, and no `kbps` that all of them hold.
     """
+    if not tokens:
+      return []
     codes, samples, gains = zip(*(self._checked(t, kbps) for t in tokens))
     if len({c.shape[1] for c in codes}) > 1:
       raise UserError('these tokens have different rates; give kbps')
@@ -198,9 +200,16 @@ class Pretrained:
       if tokens.fingerprint != self.fingerprint:
         raise UserError(f'these tokens were made by model {tokens.fingerprint.hex()}, this is '
                         f'{self.fingerprint.hex()}; decode with the checkpoint that encoded them')
+      theirs = tokens.sample_rate, tokens.hop_length, tokens.bits_per_code
+      ours = self.sample_rate, self.hop_length, bits_per_stage(self.config.model)
+      if theirs != ours:
+        raise UserError(f'these tokens say {theirs} (sample rate, hop length, bits a code) and name this '
+                        f'codec, whose are {ours}; they are damaged, encode again')
       codes, samples, gain = tokens.codes, tokens.num_samples, tokens.gain_db
     else:
       codes = np.asarray(tokens)
+      if not np.issubdtype(codes.dtype, np.integer):
+        raise UserError(f'tokens must be integers, got {codes.dtype}')
       samples, gain = codes.shape[0] * self.hop_length, 0.0
     if codes.ndim != 2 or codes.shape[0] < 1 or not 1 <= codes.shape[1] <= top:
       raise UserError(f'tokens must be [frames, 1..{top} stages], got {list(codes.shape)}')

@@ -12,6 +12,7 @@ import soundfile
 import soxr
 
 from affectcodec_jax.errors import UserError
+from affectcodec_jax.files import whole
 
 SAMPLE_RATE = 16000
 # Active level the codec works at. Speech has a crest factor of 15–20 dB, so its peaks stay below 1.
@@ -77,7 +78,7 @@ def to_mono(audio, name='audio'):
 
 def resample(audio, from_rate, to_rate, name='audio'):
   """Resamples `[samples]` from `from_rate` to `to_rate`, both in Hz (soxr HQ)."""
-  if from_rate <= 0 or to_rate <= 0:
+  if not (0 < from_rate < math.inf and 0 < to_rate < math.inf):
     raise UserError(f'sample rate must be positive, got {from_rate} and {to_rate}')
   if from_rate == to_rate:
     return audio
@@ -96,13 +97,10 @@ def write_audio(path, audio):
     UserError: the format is unknown or the folder cannot be written.
   """
   path = check_writable_kind(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
-    soundfile.write(temporary, np.clip(audio, -1.0, 1.0), SAMPLE_RATE,
-                    format=path.suffix[1:].upper())
-    os.replace(temporary, path)
-  except (soundfile.SoundFileError, OSError) as e:
-    temporary.unlink(missing_ok=True)
+    with whole(path) as temporary:
+      soundfile.write(temporary, np.clip(audio, -1.0, 1.0), SAMPLE_RATE, format=path.suffix[1:].upper())
+  except soundfile.SoundFileError as e:
     raise UserError(f'{path}: cannot be written ({e})') from e
 
 

@@ -200,8 +200,8 @@ def _problem(stages, bits, hop, rate, frames, samples, gain_db):
     return f'{frames} frames, must be 1 to {2 ** 32 - 1}'
   if frames != -(-samples // hop):
     return f'{samples} samples at hop {hop} make {-(-samples // hop)} frames, not {frames}'
-  if not math.isfinite(gain_db) or abs(gain_db) > 1000:
-    return f'gain of {gain_db} dB, must be within 1000 dB'
+  if not math.isfinite(gain_db) or abs(gain_db) > 700:
+    return f'gain of {gain_db} dB, must be within 700 dB'
   return None
 
 
@@ -249,9 +249,9 @@ def _find_stages(payload, stages, frames, bits, name):
       byte = payload[at]
       size |= (byte & 0x7f) << shift
       at, shift = at + 1, shift + 7
-      if byte < 0x80 or size > packed:
+      if byte < 0x80 or size > packed or shift > 35:  # no stage is so long: only zeros come after zeros
         break
-    if not least <= size <= packed or (not byte and shift > 7):
+    if not least <= size <= packed or byte >= 0x80 or (not byte and shift > 7):
       raise UserError(f'{name}: corrupt, stage {k + 1} cannot take {size} bytes; copy or encode it again')
     streams.append(payload[at:at + size])
     at += size

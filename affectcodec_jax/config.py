@@ -30,8 +30,8 @@ CODEC_FIELDS = {
 TRAINING_FIELDS = {
     'loss': ('mel', 'waveform', 'adversarial', 'feature_matching', 'commitment', 'emotion', 'cycle',
              'multi_rate'),
-    'data': ('source', 'path', 'tfds_name', 'tfds_dir', 'train_split', 'eval_split', 'num_clips', 'min_seconds',
-             'crop_seconds', 'gain_db', 'num_workers'),
+    'data': ('source', 'path', 'tfds_name', 'tfds_dir', 'train_split', 'eval_split', 'num_clips',
+             'min_seconds', 'crop_seconds', 'gain_db', 'num_workers'),
     'train': ('steps', 'batch_size', 'accumulate', 'remat', 'parallel', 'fsdp', 'lr', 'disc_lr', 'beta1',
               'beta2', 'weight_decay', 'clip_norm', 'warmup_steps', 'final_lr_fraction', 'ema_decay',
               'adversarial_start', 'stage_dropout', 'rate_probs', 'checkpoint_every', 'keep_checkpoints',
@@ -121,8 +121,8 @@ def validate(config):
   for name in ('emotion', 'acoustic'):
     levels = m[f'{name}_levels']
     if not levels or min(levels) < 2 or len(levels) > m[f'{name}_dim']:
-      raise UserError(f'model.{name}_levels={tuple(levels)} must be 1 to model.{name}_dim={m[f"{name}_dim"]} '
-                      'values of 2 or more')
+      raise UserError(f'model.{name}_levels={tuple(levels)} must be values of 2 or more, at least one and '
+                      f'at most model.{name}_dim={m[f"{name}_dim"]}')
   hop = hop_length(m)
   if hop != 320:
     raise UserError(f'model.strides multiply to {hop}; 50 Hz frames at 16 kHz need 320')

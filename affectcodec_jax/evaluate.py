@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 
+from affectcodec_jax import workers
 from affectcodec_jax.errors import UserError, run_command
 
 
@@ -35,7 +36,7 @@ def main(argv=None):
   parser.add_argument('--classifier', nargs='+', default=[], metavar='MODEL',
                       help='emotion classifiers or valence/arousal/dominance regressors for transformers')
   parser.add_argument('--svm', help='folder of python -m affectcodec_jax.judges, for the packaged machine')
-  parser.add_argument('--jobs', type=int, default=len(os.sched_getaffinity(0)), help='processes')
+  parser.add_argument('--jobs', type=int, default=workers.cores(), help='processes')
   parser.add_argument('--clips', type=int, default=4, help='files to hear and see in the report')
   parser.add_argument('--no-report', action='store_true', help='leave report.html out')
   parser.add_argument('--cache', help="folder of scores (default: the user's cache folder)")
@@ -46,8 +47,6 @@ def main(argv=None):
 
 def evaluate(args):
   """Scores the files and writes the results."""
-  import functools
-
   import tqdm
 
   from affectcodec_jax import judges
@@ -106,7 +105,8 @@ def evaluate(args):
       'systems': summary.summarise(rows, heard)}
   for system in systems[1:]:
     try:  # a copy each time: the codec under test does not encode the same array twice
-      factor = facts.real_time_factor(lambda: system.run(signal.copy()), len(signal) / 16000, times=3)
+      factor = facts.real_time_factor(
+          lambda run=system.run: run(signal.copy()), len(signal) / 16000, times=3)
     except Exception as e:  # of a peer; its scores say so too
       print(f'{system.label}: not timed ({type(e).__name__}: {e})', file=sys.stderr)
       factor = None

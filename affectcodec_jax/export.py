@@ -208,6 +208,9 @@ def save(codec, out, formats=('stablehlo',)):
     UserError: an extra is missing, the codec cannot be exported, a program differs from the codec, or the
       folder cannot be written.
   """
+  if 'onnx' in formats:  # before the long part
+    require_extra('jax2onnx', extras=_REQUIREMENTS)
+    require_extra('onnxruntime', extras=_REQUIREMENTS)
   out, m = make_folder(out), codec.config.model
   card = {'fingerprint': codec.fingerprint.hex(), 'sample_rate': codec.sample_rate,
           'hop_length': codec.hop_length, 'stages': m.num_stages, 'bits_per_code': bits_per_stage(m),

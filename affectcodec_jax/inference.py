@@ -156,6 +156,8 @@ class Inference:
 
   def _batches(self, frames, batch, whole=False):
     """Lists of at most `batch` pieces (recording, first frame, frames), of one size each."""
+    if batch < 1:
+      raise UserError(f'batch of {batch} pieces: at least 1')
     pieces = {}
     for i, n in enumerate(frames):
       if whole or n <= self.chunk:

@@ -14,6 +14,7 @@ from affectcodec_jax.inference import cut, inside
 from affectcodec_jax.models.conditioning import combine, merge
 
 CHUNK = 10  # frames: 200 ms
+LONGEST = 1000  # frames of a chunk: 20 s
 # Amplitude of a lost frame, by the distance in frames from the nearest that is not lost.
 FADE = (1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 
@@ -147,6 +148,8 @@ class StreamDecoder:
 
   def push_lost(self, frames=1):
     """Tells that so many frames are lost; gives audio as `push`."""
+    if frames < 0:
+      raise UserError(f'{frames} lost frames: a number from 0 on')
     return self._append(np.zeros((frames, self._stages), np.int32), np.ones(frames, bool))
 
   def flush(self):
@@ -216,9 +219,10 @@ def _ready(start, size, lookahead, frames, last):
 
 def _checked(chunk, lookahead, context, gain_db):
   """(frames of a chunk, frames of lookahead that matter)."""
-  if chunk < 1 or (lookahead is not None and lookahead < 0):
-    raise UserError(f'chunk of {chunk} and lookahead of {lookahead} frames: a chunk has at least 1, and '
-                    'the lookahead is not negative')
+  whole = all(isinstance(n, (int, np.integer)) for n in (chunk, lookahead or 0))
+  if not whole or not 1 <= chunk <= LONGEST or (lookahead is not None and lookahead < 0):
+    raise UserError(f'chunk of {chunk} and lookahead of {lookahead} frames: a chunk has 1 to {LONGEST}, '
+                    'and the lookahead is not negative')
   if not abs(gain_db) <= 100:
     raise UserError(f'gain of {gain_db:g} dB; give one within 100 dB')
   return chunk, context if lookahead is None else min(lookahead, context)

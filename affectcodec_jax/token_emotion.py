@@ -145,7 +145,15 @@ def load(path=None):
     if about['emotions'] != ' '.join(EMOTIONS):
       raise ValueError(f'of other emotions: {about["emotions"]}')
     weights = {int(name.split('/')[0]): (name.split('/')[1], w) for name, w in tensors.items()}
-    return Predictor(bytes.fromhex(about['fingerprint']), json.loads(about['levels']),
-                     dict(sorted(weights.items())))
+    levels = json.loads(about['levels'])
+    for stages, (kind, w) in weights.items():
+      if kind not in KINDS:
+        raise ValueError(f'counts of {kind}')
+      wanted = 1 + len(features(np.zeros((2, stages), np.int32), levels, kind)), len(EMOTIONS)
+      if w.shape != wanted:
+        raise ValueError(f'weights {w.shape} of {stages} stages, not {wanted}')
+    if not weights:
+      raise ValueError('no weights')
+    return Predictor(bytes.fromhex(about['fingerprint']), levels, dict(sorted(weights.items())))
   except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as e:
     raise UserError(f'{path}: not a predictor of emotion from tokens ({e}); {HOW_TO_MAKE}') from e

@@ -18,7 +18,6 @@ A clip is a dict in both formats:
 """
 
 import json
-import os
 import pathlib
 import struct
 
@@ -26,6 +25,7 @@ import numpy as np
 
 from affectcodec_jax.bitstream import Tokens, pack, unpack
 from affectcodec_jax.errors import UserError, require_extra
+from affectcodec_jax.files import whole
 
 INDEX, SKIPPED = 'tokens.json', 'skipped.jsonl'
 FORMATS = ('arrayrecord', 'parquet')
@@ -40,7 +40,7 @@ def make_clip(tokens: Tokens, path, row):
   return {'codes': tokens.codes, 'num_samples': tokens.num_samples,
           'seconds': tokens.num_samples / tokens.sample_rate, 'gain_db': float(np.float32(tokens.gain_db)),
           'model': tokens.fingerprint.hex(), 'bits_per_code': tokens.bits_per_code, 'path': str(path),
-          **labels, 'other': json.dumps(other, ensure_ascii=False)}
+          **labels, 'other': json.dumps(other)}
 
 
 def clip_tokens(clip) -> Tokens:
@@ -51,7 +51,7 @@ def clip_tokens(clip) -> Tokens:
 
 def write_record(clip) -> bytes:
   """A clip as an ArrayRecord record: u32 (little-endian) length of a JSON text, it, an `.afc` file."""
-  text = json.dumps({k: clip[k] for k in ('path', *LABELS, 'other')}, ensure_ascii=False).encode()
+  text = json.dumps({k: clip[k] for k in ('path', *LABELS, 'other')}).encode()
   return _LENGTH.pack(len(text)) + text + pack(clip_tokens(clip))
 
 
@@ -90,7 +90,11 @@ def shard_paths(folder, kind='arrayrecord'):
                     'again')
   if kind not in index['settings']['formats']:
     raise UserError(f'{folder}: holds no {kind} files, only {", ".join(index["settings"]["formats"])}')
-  return [str(pathlib.Path(folder) / shard_name(i, shards, kind)) for i in range(shards)]
+  paths = [pathlib.Path(folder) / shard_name(i, shards, kind) for i in range(shards)]
+  for path in paths:
+    if not path.is_file() or not path.stat().st_size:
+      raise UserError(f'{path}: missing or empty; run the same tokenize command again')
+  return [str(path) for path in paths]
 
 
 def read_index(folder):
@@ -102,19 +106,30 @@ def read_index(folder):
   path = pathlib.Path(folder) / INDEX
   try:
     index = json.loads(path.read_text())
-    return {'settings': dict(index['settings']), 'shards': dict(index['shards'])}
-  except (OSError, ValueError, KeyError, TypeError) as e:
+    settings, held = dict(index['settings']), {str(int(k)): dict(v) for k, v in index['shards'].items()}
+    if int(settings['shards']) < 1 or not set(settings['formats']) <= set(FORMATS):
+      raise ValueError(f'{settings["shards"]} shards as {settings["formats"]}')
+    return {'settings': settings, 'shards': held}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(f'{path}: cannot be read ({type(e).__name__}: {e}); give a folder that '
                     'python -m affectcodec_jax tokenize made') from e
 
 
 def read_clips(folder):
-  """Yields the clips of a finished folder's ArrayRecord shards, in order."""
+  """Yields the clips of a finished folder's ArrayRecord shards, in order.
+
+  Raises:
+    UserError: as `shard_paths` and `read_record`, or a shard is damaged.
+  """
   from array_record.python.array_record_module import ArrayRecordReader
   for path in shard_paths(folder):
-    reader = ArrayRecordReader(path)
-    yield from map(read_record, reader.read_all() if reader.num_records() else ())
-    reader.close()
+    try:
+      reader = ArrayRecordReader(path)
+      records = reader.read_all() if reader.num_records() else ()
+      reader.close()
+    except RuntimeError as e:
+      raise UserError(f'{path}: damaged; delete it and run the same tokenize command again') from e
+    yield from map(read_record, records)
 
 
 def write_shard(path, clips):
@@ -123,15 +138,12 @@ def write_shard(path, clips):
   Raises:
     UserError: a place that cannot be written, or pyarrow is not installed.
   """
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  write = {'.arrayrecord': _write_arrayrecord, '.parquet': _write_parquet}[pathlib.Path(path).suffix]
   try:
-    {'.arrayrecord': _write_arrayrecord, '.parquet': _write_parquet}[path.suffix](temporary, clips)
-    os.replace(temporary, path)
-  except (OSError, RuntimeError) as e:  # array_record reports all as RuntimeError
+    with whole(path) as temporary:
+      write(temporary, clips)
+  except RuntimeError as e:  # array_record reports all as such
     raise UserError(f'{path}: cannot be written ({" ".join(str(e).split())}); choose another place') from e
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def _write_arrayrecord(path, clips):
@@ -158,5 +170,7 @@ def _write_parquet(path, clips):
       ('path', pa.string()), ('codes', pa.list_(pa.list_(pa.uint16()))), ('num_samples', pa.int64()),
       ('seconds', pa.float64()), ('gain_db', pa.float32()), ('model', pa.string()),
       ('bits_per_code', pa.uint8()), *((k, pa.string()) for k in LABELS), ('other', pa.string())])
-  rows = [clip | {'codes': clip['codes'].tolist()} for clip in clips]
+  # Names of files need not be UTF-8, but Parquet's text is.
+  rows = [{k: v.encode('utf-8', 'replace').decode() if isinstance(v, str) else v for k, v in clip.items()}
+          | {'codes': clip['codes'].tolist()} for clip in clips]
   parquet.write_table(pa.Table.from_pylist(rows, schema), path, compression='zstd')

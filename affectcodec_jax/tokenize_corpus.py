@@ -8,7 +8,6 @@ that was stopped goes on with the first shard that is missing and ends with the 
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import sys
 import time
@@ -65,7 +64,7 @@ def tokenize(data, out, checkpoint='pretrained', kbps=None, split=None, formats=
   todo = [i for i in range(len(shards)) if str(i) not in index['shards']]
   if 0 < len(todo) < len(shards):
     print(f'{out}: {len(shards) - len(todo)} of {len(shards)} shards are finished, going on')
-  processes = processes or (len(os.sched_getaffinity(0)) if backend == 'cpu' else 1)
+  processes = processes or (workers.cores() if backend == 'cpu' else 1)
   chunks = [(i, shards[i][k:k + batch]) for i in todo for k in range(0, len(shards[i]), batch)]
   encode = functools.partial(_encode, checkpoint, codec['kbps'], batch)
   clips, bad, start = [], [], time.time()
@@ -144,10 +143,13 @@ def _resume(out, settings):
   names = {i: [token_shards.shard_name(int(i), settings['shards'], f) for f in settings['formats']]
            for i in index['shards']}
   index['shards'] = {i: held for i, held in index['shards'].items()
-                     if all((out / name).exists() for name in names[i])}
+                     if all((out / name).is_file() and (out / name).stat().st_size for name in names[i])}
   path = out / token_shards.SKIPPED
-  lines = path.read_text().splitlines() if path.exists() else []
-  return index, [line for line in map(json.loads, lines) if str(line['shard']) in index['shards']]
+  try:
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return index, [line for line in lines if str(line['shard']) in index['shards']]
+  except (ValueError, KeyError, TypeError) as e:
+    raise UserError(f'{path}: damaged ({e}); delete it to go on without what it says') from e
 
 
 def _finish_shard(out, shard, index, clips, skipped):
@@ -156,7 +158,7 @@ def _finish_shard(out, shard, index, clips, skipped):
     token_shards.write_shard(
         out / token_shards.shard_name(shard, index['settings']['shards'], kind), clips)
   skipped.sort(key=lambda line: line['shard'])
-  lines = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in skipped)
+  lines = ''.join(json.dumps(line) + '\n' for line in skipped)
   write_whole(out / token_shards.SKIPPED, lines.encode())
   index['shards'] = dict(sorted(index['shards'].items(), key=lambda held: int(held[0])))
   write_json(out / token_shards.INDEX, index)

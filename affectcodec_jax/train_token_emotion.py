@@ -40,18 +40,20 @@ def main(argv=None):
 def _run(args):
   from affectcodec_jax.analysis import codes, probes
   from affectcodec_jax.api import load
-  from affectcodec_jax.files import write_json
+  from affectcodec_jax.data.folder import list_rows, select_rows
+  from affectcodec_jax.files import check_file, write_json
   probes.require_sklearn()
   for path in filter(None, (args.out, args.report)):  # before the long part
-    if not pathlib.Path(path).absolute().parent.is_dir():
-      raise UserError(f'{path}: no such folder to write to')
+    check_file(path)
+  rows = list_rows(args.data)
+  check_speakers({split: {str(r.get('speaker')) for r in select_rows(rows, split, args.data)}
+                  for split in ('train', 'valid', 'test')})
   codec = load(args.checkpoint)
   levels = codes.emotion_blocks(codec.config.model, args.checkpoint)
   train, valid = ([codes.encode_clip(codec, item)
                    for item in codes.read_items(args.data, split, labelled=True)]
                   for split in ('train', 'valid'))
   test, heard = hear(codec, codes.read_items(args.data, 'test', labelled=True))
-  check_speakers({'train': train, 'valid': valid, 'test': test})
   weights, scores = {}, {}
   for stages in sorted({1, *codec.config.rates}):
     scores[stages], fitted = fit_kinds(train, valid, test, levels, stages)
@@ -89,14 +91,14 @@ def hear(codec, items):
 
 
 def check_speakers(splits):
-  """Refuses splits that share speakers: what is right about a voice would be taken for emotion.
+  """Refuses splits, {name: speakers}, that share one: a voice would be taken for an emotion.
 
   Raises:
     UserError: names one.
   """
   seen = {}
-  for split, clips in splits.items():
-    for speaker in {c.speaker for c in clips}:
+  for split, speakers in splits.items():
+    for speaker in speakers:
       if seen.setdefault(speaker, split) != split:
         raise UserError(f'speaker {speaker} is in splits {seen[speaker]} and {split}; give splits that '
                         'share no speaker')

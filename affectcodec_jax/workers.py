@@ -37,6 +37,12 @@ def pool(jobs, start=None, settings=()):
       os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
+def cores():
+  """Cores that this process may use."""
+  linux = hasattr(os, 'sched_getaffinity')
+  return len(os.sched_getaffinity(0)) if linux else os.cpu_count()
+
+
 def in_order(executor, work, items, ahead):
   """Yields (item, `work(item)`) in the order of `items`, of which at most `ahead` wait.
 

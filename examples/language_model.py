@@ -221,6 +221,14 @@ def main(argv=None):
 
 def run(args):
   """Trains, continues and judges."""
+  for name, least in {'steps': 1, 'batch_size': 1, 'frames': 1, 'log_every': 1, 'clips': 2, 'top_k': 1,
+                      'seed': 0}.items():
+    if getattr(args, name) < least:
+      raise UserError(f'--{name.replace("_", "-")} must be at least {least}')
+  if not (0 < args.rate < 1 and 0 < args.temperature < np.inf):
+    raise UserError('--rate must be between 0 and 1, and --temperature above 0')
+  if not 1 / FRAME_RATE <= args.prompt_seconds <= args.seconds - 1 / FRAME_RATE:
+    raise UserError('--prompt-seconds must be a frame at least, and --seconds longer than that')
   prompt_frames, frames = (round(s * FRAME_RATE) for s in (args.prompt_seconds, args.seconds))
   codec, out = load(args.checkpoint), make_folder(args.out)
   clips = list(token_shards.read_clips(args.tokens))

@@ -11,7 +11,7 @@ import sys
 import grain
 
 from affectcodec_jax import lm, token_shards
-from affectcodec_jax.errors import run_command
+from affectcodec_jax.errors import UserError, run_command
 
 
 class _Window(grain.transforms.RandomMap):
@@ -36,6 +36,9 @@ def batches(folder, vocabulary, batch_size, frames, split=None, seed=0):
     split: only clips whose `split` is this.
     seed: of order and windows.
 
+  Raises:
+    UserError: no finished folder of ArrayRecord shards, or no clip of that split.
+
   Yields:
     ids `[batch_size, rows, columns]` in the delay pattern, pad after the end, and a mask
     `[batch_size, rows]`, where rows = frames + columns - 1.
@@ -45,9 +48,16 @@ def batches(folder, vocabulary, batch_size, frames, split=None, seed=0):
   def to_ids(clip):
     return vocabulary.to_ids(lm.split(clip['codes'][:, :columns // 2]))
 
-  source = grain.sources.ArrayRecordDataSource(token_shards.shard_paths(folder))
-  dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).map(token_shards.read_record)
-  dataset = dataset.filter(lambda clip: split is None or clip['split'] == split).map(to_ids)
+  records = grain.sources.ArrayRecordDataSource(token_shards.shard_paths(folder))
+
+  def read(i):
+    return token_shards.read_record(records[i])
+
+  # Chosen once: a filter would read and drop the other splits again in every epoch.
+  chosen = [i for i in range(len(records)) if split is None or read(i)['split'] == split]
+  if not chosen:
+    raise UserError(f'{folder}: no clip of split {split}')
+  dataset = grain.MapDataset.source(chosen).seed(seed).shuffle().repeat(None).map(read).map(to_ids)
   dataset = dataset.random_map(_Window(frames)).map(lm.delay).to_iter_dataset()
   return iter(dataset.batch(batch_size, batch_fn=lambda clips: lm.pad(clips, length=frames + columns - 1)))
 

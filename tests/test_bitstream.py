@@ -204,8 +204,15 @@ def test_file_messages(tmp_path):
     bitstream.read_tokens(tmp_path / 'none.afc')
   with pytest.raises(UserError, match='cannot be read'):
     bitstream.read_tokens(tmp_path)
-  with pytest.raises(UserError, match='cannot be written'):
-    bitstream.write_tokens(tmp_path / 'no' / 'a.afc', make_tokens())
+  os.mkfifo(tmp_path / 'pipe')
+  for output, message in ((tmp_path / 'no' / 'a.afc', 'no such folder'), (tmp_path, 'name of a file'),
+                          ('', 'name of a file'), (tmp_path / 'pipe', 'not a regular file')):
+    with pytest.raises(UserError, match=message):
+      bitstream.write_tokens(output, make_tokens())
+  (tmp_path / 'link').symlink_to('a.afc')  # what it points to is written
+  bitstream.write_tokens(tmp_path / 'link', make_tokens())
+  assert (tmp_path / 'link').is_symlink()
+  assert (tmp_path / 'a.afc').read_bytes() == bitstream.pack(make_tokens())
   (tmp_path / 'a.afc').write_bytes(b'')
   with pytest.raises(UserError, match='a.afc: the file is empty'):
     bitstream.read_tokens(tmp_path / 'a.afc')

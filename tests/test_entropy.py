@@ -187,7 +187,8 @@ def test_huge_claims_allocate_nothing():
   """2^32 - 1 frames of one bit take 32 MiB a stage at least; a file without them is refused."""
   frames = 2 ** 32 - 1
   fields = struct.pack('<4sBBBHIIQf8sH', b'AFCT', 2, 255, 1, 1, 1, frames, frames, 0.0, bytes(8), 1)
-  for payload in (b'\0', b'\x01\0', b'\xff' * 9, b'\x80\x80\x80\x80\x01' + bytes(99)):
+  for payload in (b'\0', b'\x01\0', b'\xff' * 9, b'\x80\x80\x80\x80\x01' + bytes(99),
+                  b'\x80' * 3000 + b'\x01'):
     with pytest.raises(UserError):
       bitstream.unpack(fields + struct.pack('<I', zlib.crc32(fields + payload)) + payload)
 

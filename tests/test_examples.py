@@ -143,5 +143,5 @@ def test_the_language_model_trains_continues_and_judges(tmp_path, monkeypatch, c
   for told in (scores['model'], scores['real']):
     assert [told[k]['mean'] for k in ('own', 'any', 'label', 'prompt_with_label')] == [0, 0, 0, 1]
   assert soundfile.info(out / 's2_2.wav').frames == 50 * 320
-  assert language_model.main([*args, '--prompt-seconds', '9']) == 2
+  assert language_model.main([*args, '--prompt-seconds', '9', '--seconds', '10']) == 2
   assert 'fewer than two' in capsys.readouterr().err

@@ -84,8 +84,8 @@ def test_two_real_processes_train_as_one(tmp_path):
 
   def train(*more):
     run = subprocess.run([str(LAUNCH / 'local.sh'), '2', '--config', 'configs/base.py', '--workdir',
-                          str(tmp_path), *args, *more], capture_output=True, text=True, env=env, timeout=600,
-                         cwd=LAUNCH.parent, check=False)
+                          str(tmp_path), *args, *more], capture_output=True, text=True, env=env,
+                         timeout=600, cwd=LAUNCH.parent, check=False)
     assert run.returncode == 0, run.stdout + run.stderr + (tmp_path / 'process_1.log').read_text()
     assert '2 cpu device(s)' in run.stdout
     return [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]

@@ -54,8 +54,9 @@ def test_without_multi_rate_each_clip_is_decoded_once():
   step = jax.jit(functools.partial(train_step, config=config, adversarial=False))
   after, metrics = step(state, teacher, {'audio': batch(config)})
   assert bool(metrics['finite']) and 'loss/multi_rate' not in metrics
-  decoded = jax.eval_shape(functools.partial(generator_loss, config=config, adversarial=False), state.params,
-                           state.disc_params, teacher, batch(config), np.zeros(8, np.int32))[1][1]
+  loss = functools.partial(generator_loss, config=config, adversarial=False)
+  decoded = jax.eval_shape(loss, state.params, state.disc_params, teacher, batch(config),
+                           np.zeros(8, np.int32))[1][1]
   assert decoded.shape == batch(config).shape
   for old, new, average in zip(*(jax.tree.leaves(t) for t in (state.ema, after.params, after.ema))):
     # By hand, of step 2: (1 + 2) / (10 + 2) of the old average; float32's rounding.

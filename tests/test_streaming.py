@@ -155,7 +155,9 @@ def test_bridges():
 def test_mistakes_are_told():
   codec = make_codec()
   for make, message in ((lambda: codec.stream_encoder(2), 'not a rate'),
-                        (lambda: codec.stream_encoder(chunk_frames=0), 'at least 1'),
+                        (lambda: codec.stream_encoder(chunk_frames=0), 'has 1 to 1000'),
+                        (lambda: codec.stream_encoder(chunk_frames=10 ** 12), 'has 1 to 1000'),
+                        (lambda: codec.stream_encoder(lookahead=2.5), 'has 1 to 1000'),
                         (lambda: codec.stream_decoder(lookahead=-1), 'not negative'),
                         (lambda: codec.stream_decoder(gain_db=float('nan')), 'within 100 dB'),
                         (lambda: codec.stream_encoder(utterance=np.zeros(3)), r'\[16\], got \[3\]')):

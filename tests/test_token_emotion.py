@@ -111,7 +111,7 @@ def test_what_was_learned_is_told_of_other_speakers():
   assert scores['emotion_minus_acoustic']['low'] > 0.5
   assert scores['chosen'] == 'emotion' and fitted['emotion'].shape == (1 + 2 * 72, 8)
   with pytest.raises(UserError, match='speaker a0 is in splits train and valid'):
-    train_token_emotion.check_speakers({'train': train, 'valid': train[:1]})
+    train_token_emotion.check_speakers({'train': {'a0', 'a1'}, 'valid': {'a0'}})
 
 
 def test_a_predictor_comes_back_from_its_file_and_leaves_odd_stages_out(tmp_path):

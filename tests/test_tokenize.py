@@ -71,6 +71,30 @@ def _files(folder):
   return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
+def test_names_that_are_not_unicode_are_no_obstacle(made, tmp_path):
+  """A file's name of other bytes, half of a character in a text: kept in ArrayRecord, '?' in Parquet."""
+  clip = next(token_shards.read_clips(made)) | {'path': 'caf\udce9.wav', 'text': 'so \ud83d'}
+  assert token_shards.read_record(token_shards.write_record(clip))['path'] == clip['path']
+  pytest.importorskip('pyarrow')
+  from pyarrow import parquet
+  token_shards.write_shard(tmp_path / 'a.parquet', [clip])
+  assert parquet.read_table(tmp_path / 'a.parquet').to_pylist()[0]['text'] == 'so ?'
+
+
+def test_damaged_folders_get_one_line(made, tmp_path):
+  out = tmp_path / 'tokens'
+  shutil.copytree(made, out)
+  first = sorted(out.glob('*.arrayrecord'))[0]
+  for damage, message in (
+      (lambda: first.write_bytes(first.read_bytes()[:100]), 'damaged'),
+      (lambda: first.write_bytes(b''), 'missing or empty'),
+      (first.unlink, 'missing or empty'),
+      (lambda: (out / 'tokens.json').write_text('{"settings": {}, "shards": {"a": 1}}'), 'cannot be read')):
+    damage()
+    with pytest.raises(UserError, match=message):
+      list(token_shards.read_clips(out))
+
+
 def test_shards_hold_what_the_codec_says_and_what_is_known(made, run, corpus):
   assert [p.name for p in sorted(made.glob('*.arrayrecord'))] == [
       f'tokens-{i:05d}-of-00003.arrayrecord' for i in range(3)]

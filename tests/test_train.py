@@ -111,7 +111,7 @@ def test_other_model_in_the_same_folder_is_refused(config, tmp_path):
     (['--config', 'configs/base.py', '--config.train.step=5'], 'Did you mean'),
     (['--config', 'configs/base.py', '--config.model.emotion_levels=()'], 'model.emotion_levels'),
     (['--config', 'configs/base.py', '--config.model.emotion_dim=2'], 'model.emotion_levels'),
-    ([*EIGHT, '--config.data.source=folder'], 'set --config.data.path'),
+    ([*EIGHT, '--config.data.source=folder'], 'no data is named'),
     (['--config', 'configs/base.py', '--config.train.steps=abc'], 'abc'),
     (['--config', 'configs/base.py', '--config.rates=(2,4)'], 'rates'),
     (['--config', 'configs/base.py', '--config.model.quantizer=vq'], 'quantizer'),

@@ -87,23 +87,24 @@ def list_rows(path):
     UserError: nothing there, or a malformed manifest.
   """
   if not str(path):
-    raise UserError('no data: set --config.data.path to a folder of audio files or a .jsonl manifest')
+    raise UserError('no data is named; give a folder of audio files or a .jsonl manifest')
   path = pathlib.Path(path)
   if path.is_dir():
     return _scan(path)
   if path.is_file() and path.suffix == '.jsonl':
     return _read_manifest(path)
   if path.is_file() and path.suffix.lower() in SUFFIXES:
-    return [{'path': path, 'speaker': path.parent.name, 'key': path.name}]
+    return [{'path': path, 'speaker': '', 'key': path.name}]
   if path.exists():
     raise UserError(f'{path}: give an audio file, a folder of them or a .jsonl manifest')
-  raise UserError(f'{path}: no such folder or manifest; set --config.data.path')
+  raise UserError(f'{path}: no such folder or manifest')
 
 
 def _scan(root):
   files = sorted(p for p in root.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file()
                  and not p.name.startswith('.'))  # macOS leaves ._a.wav next to a.wav
-  return [{'path': p, 'speaker': p.parent.name, 'key': str(p.relative_to(root))} for p in files]
+  keys = [p.relative_to(root) for p in files]
+  return [{'path': p, 'speaker': key.parent.name, 'key': str(key)} for p, key in zip(files, keys)]
 
 
 def _read_manifest(path):
@@ -119,7 +120,8 @@ def _read_manifest(path):
       row = json.loads(line)
       audio = path.parent / row['path']
       row = {k: v for k, v in row.items() if v is not None}
-      rows.append({'speaker': audio.parent.name} | row | {'path': audio, 'key': row['path']})
+      speaker = pathlib.PurePath(row['path']).parent.name  # as listed, wherever the manifest lies
+      rows.append({'speaker': speaker} | row | {'path': audio, 'key': row['path']})
     except (ValueError, TypeError, KeyError) as e:
       raise UserError(f'{path}, line {number}: expected a JSON object with "path" '
                       f'({type(e).__name__}: {e})') from e
@@ -147,8 +149,7 @@ def select_rows(rows, split, path):
   chosen = [row for row in rows if row.get('split') == split]
   if not chosen:
     names = sorted({str(row.get('split')) for row in rows})
-    raise UserError(f"{path}: no row of split '{split}'; it has {', '.join(names)} "
-                    '(data.train_split and data.eval_split choose)')
+    raise UserError(f"{path}: no row of split '{split}'; it has {', '.join(names)}")
   return chosen
 
 

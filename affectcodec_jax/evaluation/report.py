@@ -98,7 +98,8 @@ def bars(results):
   """Pictures of agreement by emotion, one a judge: the codec's rates and the slowest peers, five in all."""
   shown = own_labels(results)
   peers = [k for k, r in results['systems'].items() if r['system'] not in ('original', 'affectcodec')]
-  shown += sorted(peers, key=lambda k: results['systems'][k]['measured_kbps'] or 99)[:max(0, 5 - len(shown))]
+  slowest = sorted(peers, key=lambda k: results['systems'][k]['measured_kbps'] or 99)
+  shown += slowest[:max(0, 5 - len(shown))]
   pictures = []
   for judge in results['judges']:
     scores = {label: {emotion: s.get(f'{judge}_agreement')

@@ -92,7 +92,7 @@ def _restore_iterator(manager, step, iterator):
   """Sets `iterator` to where it stood; False (with a warning) if it does not fit its state."""
   before = iterator.get_state()
   try:
-    # Not by the manager, whose processes wait for each other: this file is one process's own, and so its damage.
+    # Not by the manager, whose processes wait for each other: this file is of one process alone.
     grain.checkpoint.CheckpointHandler().restore(manager.directory / str(step) / 'data', iterator)
     iterator.get_state()
   except Exception as e:  # a missing file, half a file, a state of another kind of iterator

@@ -58,7 +58,7 @@ export function unpack(bytes) {
   const [frames, samples] = [view.getUint32(13, true), Number(view.getBigUint64(17, true))];
   const gainDb = view.getFloat32(25, true);
   if (!(stages >= 1 && bits >= 1 && bits <= 16 && hop >= 1 && rate >= 1 && frames >= 1
-      && frames === Math.ceil(samples / hop) && Math.abs(gainDb) <= 1000)) {
+      && frames === Math.ceil(samples / hop) && Math.abs(gainDb) <= 700)) {
     throw new UserError('The header of this token file is damaged; copy or encode it again.');
   }
   const expected = HEADER_BYTES + Math.ceil((frames * stages * bits) / 8);
