@@ -207,7 +207,7 @@ def _check_workdir(config, workdir):
   """Creates the folder; refuses to continue a run there with another model.
 
   Returns:
-    what else differs from the run there, as `section.name=before, now value`.
+    what else differs from the run there, as `section.name=value (was value)`.
   """
   from affectcodec_jax import config as config_lib
   from affectcodec_jax import release
