@@ -74,7 +74,9 @@ def test_local_tells_what_is_missing(fake, args, message):
 
 def test_two_real_processes_train_as_one(tmp_path):
   """Three steps, one clip a process: one log with each step once; resumed, all from the same checkpoint."""
-  env = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}  # one device a process
+  # One device a process, and programs that are quick to compile, as in conftest.py.
+  flags = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+  env = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
   small = {'train.steps': 3, 'train.batch_size': 2, 'train.log_every': 1, 'train.adversarial_start': 9,
            'train.checkpoint_every': 1,
            'train.num_samples': 0, 'model.backbone': 'lite', 'model.lite.width': 16,
