@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 
-from affectcodec_jax.errors import UserError, run_command
+from affectcodec_jax.common.errors import UserError, run_command
 
 
 def main(argv=None):
@@ -60,8 +60,8 @@ def main(argv=None):
   p = commands.add_parser('emotion', help='what a token file says of emotion; needs no model')
   p.add_argument('input', help='token file, .afc')
   p.add_argument('--json', action='store_true', help='print one JSON object')
-  p.add_argument('--predictor', help='of python -m affectcodec_jax.train_token_emotion, for the codec that '
-                 "encoded (default: the packaged codec's)")
+  p.add_argument('--predictor', help='of python -m affectcodec_jax.analysis.train_token_emotion, for the '
+                 "codec that encoded (default: the packaged codec's)")
 
   p = commands.add_parser('export', help='encoder and decoder as StableHLO or ONNX, for other runtimes')
   p.add_argument('output', help='folder to write')
@@ -76,7 +76,7 @@ def main(argv=None):
 
 def _check_output(args):
   """Refuses an output that cannot be written before any work is done for it."""
-  from affectcodec_jax.files import check_file
+  from affectcodec_jax.common.files import check_file
   check_file(args.output)
   if os.path.exists(args.output) and os.path.exists(args.input) and os.path.samefile(
       args.input, args.output):
@@ -84,7 +84,8 @@ def _check_output(args):
 
 
 def _encode(args):
-  from affectcodec_jax import audio, bitstream
+  from affectcodec_jax import audio
+  from affectcodec_jax.tokens import afc
   _check_output(args)
   samples = audio.read_audio(args.input)
   from affectcodec_jax.api import load
@@ -93,17 +94,18 @@ def _encode(args):
   if args.entropy:
     from affectcodec_jax.models.codec import digit_bits
     tokens = dataclasses.replace(tokens, digit_bits=digit_bits(codec.config.model))
-  bitstream.write_tokens(args.output, tokens)
+  afc.write_tokens(args.output, tokens)
   seconds = len(samples) / audio.SAMPLE_RATE
   print(f'{args.output}: {seconds:.2f} s, {tokens.kbps:g} kbps, '
         f'{os.path.getsize(args.output)} bytes')
 
 
 def _decode(args):
-  from affectcodec_jax import audio, bitstream
+  from affectcodec_jax import audio
+  from affectcodec_jax.tokens import afc
   _check_output(args)
   audio.check_writable_kind(args.output)
-  tokens = bitstream.read_tokens(args.input)
+  tokens = afc.read_tokens(args.input)
   from affectcodec_jax.api import load
   codec = load(args.checkpoint)
   samples = codec.decode(tokens, args.kbps)
@@ -112,23 +114,25 @@ def _decode(args):
 
 
 def _stream(args):
-  from affectcodec_jax.pipe import pipe
+  from affectcodec_jax.inference.pipe import pipe
   if sys.stdin is None or sys.stdout is None:
     raise UserError('stream reads from standard input and writes to standard output; one of them is closed')
   pipe(args, sys.stdin.buffer, sys.stdout.buffer)
 
 
 def _truncate(args):
-  from affectcodec_jax import bitstream
+  from affectcodec_jax.tokens import afc
   _check_output(args)
-  bitstream.truncate_file(args.input, args.output, args.stages)
+  afc.truncate_file(args.input, args.output, args.stages)
   print(f'{args.output}: {os.path.getsize(args.output)} bytes')
 
 
 def _tokenize(args):
-  from affectcodec_jax import token_shards, tokenize_corpus
+  from affectcodec_jax import load  # imports JAX in the processes that call it
+  from affectcodec_jax.tokens import corpus as tokenize_corpus
+  from affectcodec_jax.tokens import shards as token_shards
   formats = token_shards.FORMATS if args.format == 'both' else (args.format,)
-  tokenize_corpus.tokenize(args.data, args.out, args.checkpoint, args.kbps, args.split, formats,
+  tokenize_corpus.tokenize(load, args.data, args.out, args.checkpoint, args.kbps, args.split, formats,
                            args.shard_files, args.processes, args.batch)
 
 
@@ -147,9 +151,9 @@ def _info(args):
           f'quantiser   {c.quantizer}, {c.num_stages} stages of {codec.stage_kbps:g} kbps\n'
           f'rates       {", ".join(f"{codec.stage_kbps * m:g}" for m in codec.config.rates)} kbps')
   else:
-    from affectcodec_jax import bitstream
-    tokens = bitstream.read_tokens(args.path)
-    size, packed = os.path.getsize(args.path), bitstream.packed_size(tokens)
+    from affectcodec_jax.tokens import afc
+    tokens = afc.read_tokens(args.path)
+    size, packed = os.path.getsize(args.path), afc.packed_size(tokens)
     coded = (f', entropy coded: {8 * (packed - size)} of {8 * packed} bits saved ({1 - size / packed:.1%})'
              if tokens.digit_bits else '')
     print(f'tokens      {args.path}, {size} bytes{coded}\n'
@@ -162,9 +166,10 @@ def _info(args):
 
 
 def _emotion(args):
-  from affectcodec_jax import bitstream, token_emotion
-  from affectcodec_jax.emotions import EMOTIONS
-  tokens = bitstream.read_tokens(args.input)
+  from affectcodec_jax.emotion.labels import EMOTIONS
+  from affectcodec_jax.tokens import afc
+  from affectcodec_jax.tokens import emotion as token_emotion
+  tokens = afc.read_tokens(args.input)
   predictor = token_emotion.load(args.predictor)
   probabilities = predictor.predict(tokens)
   dimensions = token_emotion.valence_arousal_dominance(probabilities)
@@ -183,9 +188,14 @@ def _emotion(args):
 
 
 def _export(args):
-  from affectcodec_jax import export
+  import numpy as np
+
   from affectcodec_jax.api import load
-  card = export.save(load(args.checkpoint), args.output, export.FORMATS[args.format])
+  from affectcodec_jax.data.synthetic import SyntheticSource
+  from affectcodec_jax.inference import export
+  clips = SyntheticSource(8)
+  speech = np.concatenate([clips[i]['audio'] for i in range(8)])
+  card = export.save(load(args.checkpoint), args.output, speech, export.FORMATS[args.format])
   for of_format in card['files'].values():
     for name in ('encoder', 'decoder'):
       path = pathlib.Path(args.output, of_format[name])

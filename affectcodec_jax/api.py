@@ -9,14 +9,13 @@ import jax
 import numpy as np
 
 from affectcodec_jax import audio as audio_lib
-from affectcodec_jax import release, weights
-from affectcodec_jax.bitstream import Tokens
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.config import load_config
-from affectcodec_jax.errors import UserError
-from affectcodec_jax.inference import Inference
-from affectcodec_jax.models.codec import bits_per_stage, hop_length
-from affectcodec_jax.streaming import CHUNK, StreamDecoder, StreamEncoder
-from affectcodec_jax.training.state import init_params
+from affectcodec_jax.inference import release, weights
+from affectcodec_jax.inference.pieces import Inference
+from affectcodec_jax.inference.streaming import CHUNK, StreamDecoder, StreamEncoder
+from affectcodec_jax.models.codec import bits_per_stage, hop_length, init_params
+from affectcodec_jax.tokens.afc import Tokens
 
 
 def use_compilation_cache():
@@ -30,7 +29,8 @@ def load(path='pretrained'):
   """Loads a codec: the packaged one, a released one, or the newest checkpoint (EMA weights) of a run.
 
   Args:
-    path: the run's workdir or a folder of `affectcodec_jax.release`; 'pretrained' is the packaged codec.
+    path: the run's workdir or a folder of `affectcodec_jax.training.publish`; 'pretrained' is the
+      packaged codec.
 
   Returns:
     A `Pretrained` codec.
@@ -45,7 +45,7 @@ def load(path='pretrained'):
                     'packaged codec')
   if release.is_release(path):
     return Pretrained(*release.load(path))
-  from affectcodec_jax.training.checkpoints import restore_ema  # half a second that released codecs spare
+  from affectcodec_jax.inference.restore import restore_ema  # half a second that released codecs spare
   config = load_config(path / 'config.json')
   frozen = weights.load_encoder_network(config, path)
   shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.PRNGKey(0))[0]
@@ -73,6 +73,11 @@ class Pretrained:
     self.hop_length = hop_length(config.model)
     self.fingerprint = weights.fingerprint(config.model.to_dict(), params, frozen)
     self._inference = Inference(config, frozen)
+
+  @property
+  def backend(self):
+    """What it computes on: 'cpu', 'gpu' or 'tpu'."""
+    return jax.default_backend()
 
   @property
   def stage_kbps(self):

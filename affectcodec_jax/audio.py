@@ -11,8 +11,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from affectcodec_jax.errors import UserError
-from affectcodec_jax.files import whole
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import whole
 
 SAMPLE_RATE = 16000
 # Active level the codec works at. Speech has a crest factor of 15–20 dB, so its peaks stay below 1.

@@ -8,10 +8,10 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from affectcodec_jax.errors import UserError
-from affectcodec_jax.files import write_json
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import write_json
+from affectcodec_jax.emotion.teachers import EMOTION2VEC, KINDS
 from affectcodec_jax.models.codec import bits_per_stage, hop_length
-from affectcodec_jax.teachers import EMOTION2VEC, KINDS
 
 # What a codec's run needs of its configuration; all of it is in configs/base.py.
 CODEC_FIELDS = {
@@ -145,7 +145,7 @@ def validate(config):
                     f'{config.teacher.kind} are {width} wide')
   if config.teacher.kind != 'compact' and not config.teacher.path:
     raise UserError(f'teacher.path is empty: {config.teacher.kind} is not in the package; convert its '
-                    'checkpoint with python -m affectcodec_jax.convert')
+                    'checkpoint with python -m affectcodec_jax.emotion.convert')
   if m.compute_dtype not in ('float32', 'bfloat16'):
     raise UserError(f"model.compute_dtype='{m.compute_dtype}'; use float32 or bfloat16")
   if bits_per_stage(m) > 16 or not 1 <= m.num_stages <= 255:

@@ -5,8 +5,8 @@
 
 The state of a run is chosen in this order:
   1. the newest sound checkpoint in WORKDIR/checkpoints: the run continues as if never stopped;
-  2. otherwise, with --init_from=pretrained (or a folder of affectcodec_jax.release), that codec and its
-     discriminator, with a fresh optimiser and step 0: fine-tuning;
+  2. otherwise, with --init_from=pretrained (or a folder of affectcodec_jax.training.publish), that codec
+     and its discriminator, with a fresh optimiser and step 0: fine-tuning;
   3. otherwise fresh parameters from `config.seed`.
 """
 
@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 
-from affectcodec_jax.errors import UserError, run_command
+from affectcodec_jax.common.errors import UserError, run_command
 
 STOPPED_EARLY = 75  # exit status of a preempted distributed run; launch/tpu.sh starts it again
 
@@ -56,10 +56,11 @@ def train(config, workdir, init_from=None):
   import jax
 
   from affectcodec_jax import config as config_lib
-  from affectcodec_jax import release, weights
   from affectcodec_jax.api import use_compilation_cache
   from affectcodec_jax.data import pipeline
-  from affectcodec_jax.training import checkpoints, metrics, parallel
+  from affectcodec_jax.inference import release, weights
+  from affectcodec_jax.training import checkpoints, parallel
+  from affectcodec_jax.training import logging as logging_lib
   from affectcodec_jax.training.samples import make_sampler
   from affectcodec_jax.training.state import create_state
 
@@ -137,7 +138,7 @@ def train(config, workdir, init_from=None):
   state = devices.place(state)
 
   # ---- Loop ----
-  writer = metrics.MetricWriter(workdir, step, config.train.steps) if chief else None
+  writer = logging_lib.MetricWriter(workdir, step, config.train.steps) if chief else None
   stop = _catch_signals(config.train.distributed)
   pending = collections.deque()  # metrics of steps still running; the loop never waits for them
   advice = (f'the last good checkpoint is in {workdir}/checkpoints; lower train.lr or look at the '
@@ -151,7 +152,7 @@ def train(config, workdir, init_from=None):
       at, values = pending.popleft()
       if not devices.value(values['finite']) or at % config.train.log_every == 0:
         scalars = {k: devices.value(v) for k, v in values.items() if k != 'finite'}
-        metrics.check_finite(at, scalars, advice)
+        logging_lib.check_finite(at, scalars, advice)
         scalars['steps_per_second'] = (at - clock[1]) / max(time.time() - clock[0], 1e-9)
         if hasattr(source, 'skipped') and not config.data.num_workers:  # workers keep their own count
           scalars['data/skipped'] = float(source.skipped)
@@ -169,7 +170,7 @@ def train(config, workdir, init_from=None):
   def sample(at):
     ema = devices.fetch(state.ema) if clips else None  # every process has a part in that
     if sampler:
-      metrics.write_clips(workdir / 'samples' / f'step_{at:07d}', sampler(ema))
+      logging_lib.write_clips(workdir / 'samples' / f'step_{at:07d}', sampler(ema))
 
   try:
     while step < config.train.steps:
@@ -210,8 +211,8 @@ def _check_workdir(config, workdir):
     what else differs from the run there, as `section.name=value (was value)`.
   """
   from affectcodec_jax import config as config_lib
-  from affectcodec_jax import release
-  from affectcodec_jax.files import make_folder
+  from affectcodec_jax.common.files import make_folder
+  from affectcodec_jax.inference import release
   if release.is_release(workdir):
     raise UserError(f'{workdir} holds a released codec; give another --workdir')
   path = make_folder(workdir) / 'config.json'

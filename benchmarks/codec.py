@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from affectcodec_jax.models.decoder import Decoder
-from affectcodec_jax.models.encoder import Encoder
+from affectcodec_jax.models.dac import Decoder, Encoder
 from affectcodec_jax.models.lite import LiteDecoder, LiteEncoder
 from benchmarks.measure import in_turn, matmul_peak, rows, share_of_peak
 from benchmarks.peers import STRIDES, load_dac, make_dac

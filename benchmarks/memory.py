@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from affectcodec_jax import config as config_lib
-from affectcodec_jax.models.codec import Codec, hop_length
-from affectcodec_jax.training.state import make_codec
+from affectcodec_jax.models.codec import Codec, hop_length, make_codec
 from configs import base, lite, paper
 
 

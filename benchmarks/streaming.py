@@ -5,8 +5,9 @@ Seconds are those of encoding or decoding 10 s that come in pieces of 20 ms.
 
 import numpy as np
 
-from affectcodec_jax.models.context import decoder_context, emotion_context, encoder_context
-from affectcodec_jax.streaming import CHUNK
+from affectcodec_jax.emotion.teachers import emotion_context
+from affectcodec_jax.inference.streaming import CHUNK
+from affectcodec_jax.models.context import decoder_context, encoder_context
 from benchmarks.measure import in_turn, rows
 from configs import base, lite, paper
 

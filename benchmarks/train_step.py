@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from affectcodec_jax import config as config_lib
-from affectcodec_jax import weights
+from affectcodec_jax.inference import weights
 from affectcodec_jax.training.state import create_state
 from affectcodec_jax.training.step import train_step
 from benchmarks.measure import in_turn, rows

@@ -1,6 +1,6 @@
 """A student of the packaged teacher, or of any other (`teacher.kind`, `teacher.path`).
 
-  python -m affectcodec_jax.distil --config configs/student.py --workdir runs/student \
+  python -m affectcodec_jax.emotion.distil --config configs/student.py --workdir runs/student \
       --config.data.source=folder --config.data.path=SPEECH/manifest.jsonl
 """
 

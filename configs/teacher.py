@@ -2,7 +2,7 @@
 
 On labelled speech of your own (a manifest with `emotion`, `speaker` and `split`):
 
-  python -m affectcodec_jax.train_teacher --config configs/teacher.py --workdir runs/teacher \
+  python -m affectcodec_jax.emotion.train_teacher --config configs/teacher.py --workdir runs/teacher \
       --config.data.source=folder --config.data.path=SPEECH/manifest.jsonl
 """
 

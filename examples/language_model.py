@@ -24,12 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from affectcodec_jax import judges, lm, load, token_shards
+from affectcodec_jax import load
 from affectcodec_jax.audio import write_audio
-from affectcodec_jax.emotions import emotion_index
-from affectcodec_jax.errors import UserError, run_command
+from affectcodec_jax.common.errors import UserError, run_command
+from affectcodec_jax.common.files import make_folder, write_json
+from affectcodec_jax.emotion import judges
+from affectcodec_jax.emotion.labels import emotion_index
 from affectcodec_jax.evaluation.statistics import Speakers
-from affectcodec_jax.files import make_folder, write_json
+from affectcodec_jax.tokens import lm
+from affectcodec_jax.tokens import shards as token_shards
 from examples.read_grain import batches
 
 FRAME_RATE = 50

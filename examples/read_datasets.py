@@ -10,8 +10,9 @@ import sys
 
 import numpy as np
 
-from affectcodec_jax import lm, token_shards
-from affectcodec_jax.errors import require_extra, run_command
+from affectcodec_jax.common.errors import require_extra, run_command
+from affectcodec_jax.tokens import lm
+from affectcodec_jax.tokens import shards as token_shards
 
 
 def batches(folder, vocabulary, batch_size, split=None, seed=0):

@@ -10,8 +10,9 @@ import sys
 
 import grain
 
-from affectcodec_jax import lm, token_shards
-from affectcodec_jax.errors import UserError, run_command
+from affectcodec_jax.common.errors import UserError, run_command
+from affectcodec_jax.tokens import lm
+from affectcodec_jax.tokens import shards as token_shards
 
 
 class _Window(grain.transforms.RandomMap):

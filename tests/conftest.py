@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from affectcodec_jax import config as config_lib
-from affectcodec_jax import release, train, weights
-from affectcodec_jax.files import write_json
-from affectcodec_jax.training.state import create_state, init_params
+from affectcodec_jax import train
+from affectcodec_jax.common.files import write_json
+from affectcodec_jax.inference import release, weights
+from affectcodec_jax.models.codec import init_params
+from affectcodec_jax.training.state import create_state
 from configs.base import get_config
 
 
@@ -64,7 +66,7 @@ def batch(config, seed=0):
 
 
 def untrained_release(config, folder):
-  """Writes a codec of random weights as `affectcodec_jax.release` would: there is nothing to wait for."""
+  """Writes a codec of random weights as `training.publish` would: there is nothing to wait for."""
   heard = weights.load_teacher(config)
   init = jax.jit(functools.partial(init_params, config))
   weights.save_params(folder / release.CODEC, init(jax.random.PRNGKey(0))[0])

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from affectcodec_jax import analyse, api, weights
+from affectcodec_jax import api
 from affectcodec_jax.analysis import codes, leakage, probes, rate_distortion, stages
-from affectcodec_jax.analysis import usage as usage_lib
+from affectcodec_jax.analysis import run as analyse
 from affectcodec_jax.api import Pretrained
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.errors import UserError
-from affectcodec_jax.models import fsq
-from affectcodec_jax.training.state import init_params
+from affectcodec_jax.evaluation import usage as usage_lib
+from affectcodec_jax.inference import weights
+from affectcodec_jax.models import blocks, fsq
+from affectcodec_jax.models.codec import init_params
 from configs import base
 from tests.conftest import tiny
 
@@ -32,11 +34,11 @@ def _clip(rng, speaker, frames=60, emotion=-1, mel=None, name='a', stages=2):
 def test_digits_are_those_of_fsq():
   rng = np.random.default_rng(0)
   index = _clip(rng, 'a', 500).codes
-  digits = codes.block_digits(index, LEVELS)
+  digits = blocks.block_digits(index, LEVELS)
   both = np.concatenate([digits['emotion'], digits['acoustic']], axis=-1)
   np.testing.assert_array_equal(fsq.digits_to_index(both, sum(LEVELS.values(), ())), index)
   emotion, acoustic = fsq.split_index(index, LEVELS['emotion'])
-  parts = codes.split_blocks(index, LEVELS)
+  parts = blocks.split_blocks(index, LEVELS)
   np.testing.assert_array_equal(parts['emotion'], emotion)
   np.testing.assert_array_equal(parts['acoustic'], acoustic)
 
@@ -90,7 +92,7 @@ def test_leakage_is_one_for_a_linear_target_and_none_for_noise():
   linear, noise = [], []
   for speaker in 'abcdef':
     clip = _clip(rng, speaker, 400)
-    x = leakage.design(codes.block_digits(clip.codes, LEVELS)['emotion'], LEVELS['emotion'])
+    x = leakage.design(blocks.block_digits(clip.codes, LEVELS)['emotion'], LEVELS['emotion'])
     assert set(np.unique(x)) == {-1, 1} and x.shape == (400, 6)
     linear.append(clip._replace(mel=x @ np.arange(24.0).reshape(6, 4) + 1))
     noise.append(clip._replace(mel=rng.normal(size=(400, 4))))
@@ -315,4 +317,4 @@ def test_mistakes_get_one_line(codec, manifest, tmp_path, capsys, monkeypatch):
   config.quantizer = 'rvq'
   with pytest.raises(UserError, match='no emotion digits'):
     codes.emotion_blocks(config, 'run')
-  assert list(codes.block_levels(config)) == ['code']
+  assert list(blocks.block_levels(config)) == ['code']

@@ -8,11 +8,11 @@ import zlib
 import numpy as np
 import pytest
 
-from affectcodec_jax import bitstream
-from affectcodec_jax.bitstream import Tokens
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.tokens import afc
+from affectcodec_jax.tokens.afc import Tokens
 
-HEADER = bitstream.HEADER_BYTES
+HEADER = afc.HEADER_BYTES
 
 
 def make_tokens(frames=500, stages=2, bits=15, seed=0, **kwargs):
@@ -49,15 +49,15 @@ def test_round_trip(seed):
   tokens = make_tokens(
       frames, stages, bits, seed, hop_length=hop, sample_rate=int(rng.integers(1, 96000)),
       num_samples=frames * hop - int(rng.integers(0, hop)), gain_db=float(np.float32(rng.normal())))
-  data = bitstream.pack(tokens)
+  data = afc.pack(tokens)
   assert data[HEADER:] == reference_payload(tokens.codes, bits)
-  back = bitstream.unpack(data)
+  back = afc.unpack(data)
   assert back.codes.dtype == np.int32
   np.testing.assert_array_equal(back.codes, tokens.codes)
   for field in ('num_samples', 'gain_db', 'fingerprint', 'bits_per_code', 'sample_rate',
                 'hop_length'):
     assert getattr(back, field) == getattr(tokens, field), field
-  assert bitstream.pack(back) == data
+  assert afc.pack(back) == data
 
 
 @pytest.mark.parametrize('value', ['zeros', 'ones'])
@@ -65,13 +65,13 @@ def test_round_trip(seed):
 def test_extreme_codes(bits, value):
   codes = np.full((3, 3), 0 if value == 'zeros' else 2 ** bits - 1, np.int32)
   tokens = Tokens(codes, 960, 0.0, bytes(8), bits)
-  np.testing.assert_array_equal(bitstream.unpack(bitstream.pack(tokens)).codes, codes)
+  np.testing.assert_array_equal(afc.unpack(afc.pack(tokens)).codes, codes)
 
 
 def test_exact_size_and_rate():
   tokens = make_tokens(500, 2, num_samples=160000)  # 10 s
   assert HEADER < 64
-  assert len(bitstream.pack(tokens)) == HEADER + 1875
+  assert len(afc.pack(tokens)) == HEADER + 1875
   assert tokens.kbps == 1.5
   assert tokens.kbps * 1000 * 10 / 8 == 1875
   assert tokens.shape == (500, 2) and len(tokens) == 500
@@ -82,49 +82,49 @@ def test_exact_size_and_rate():
 @pytest.mark.parametrize('frames', [1, 2, 7, 8, 501])
 def test_truncation_is_a_prefix_of_the_bits(frames):
   tokens = make_tokens(frames, 8)
-  whole = np.unpackbits(np.frombuffer(bitstream.pack(tokens)[HEADER:], np.uint8))
+  whole = np.unpackbits(np.frombuffer(afc.pack(tokens)[HEADER:], np.uint8))
   for stages in range(1, 9):
-    data = bitstream.pack(tokens.truncate(stages))
+    data = afc.pack(tokens.truncate(stages))
     payload = np.unpackbits(np.frombuffer(data[HEADER:], np.uint8))
     size = frames * stages * 15
     np.testing.assert_array_equal(payload[:size], whole[:size])
     assert not payload[size:].any() and len(payload) - size < 8
-    back = bitstream.unpack(data)
+    back = afc.unpack(data)
     np.testing.assert_array_equal(back.codes, tokens.codes[:, :stages])
     assert back.num_samples == tokens.num_samples
 
 
 def test_truncate_file(tmp_path):
   tokens = make_tokens(33, 8)
-  bitstream.write_tokens(tmp_path / 'a.afc', tokens)
-  bitstream.truncate_file(tmp_path / 'a.afc', tmp_path / 'b.afc', 4)
-  assert (tmp_path / 'b.afc').read_bytes() == bitstream.pack(tokens.truncate(4))
+  afc.write_tokens(tmp_path / 'a.afc', tokens)
+  afc.truncate_file(tmp_path / 'a.afc', tmp_path / 'b.afc', 4)
+  assert (tmp_path / 'b.afc').read_bytes() == afc.pack(tokens.truncate(4))
   for stages in (0, 9, -1):
     with pytest.raises(UserError, match='choose 1 to 8'):
-      bitstream.truncate_file(tmp_path / 'a.afc', tmp_path / 'c.afc', stages)
+      afc.truncate_file(tmp_path / 'a.afc', tmp_path / 'c.afc', stages)
   assert not (tmp_path / 'c.afc').exists()
 
 
 def test_every_corrupted_byte_is_rejected():
-  data = bitstream.pack(make_tokens(41, 3))
+  data = afc.pack(make_tokens(41, 3))
   for i in range(len(data)):
     for flip in (0x01, 0x02, 0x10, 0x80, 0xff):
       bad = bytearray(data)
       bad[i] ^= flip
       with pytest.raises(UserError):
-        bitstream.unpack(bytes(bad))
+        afc.unpack(bytes(bad))
 
 
 def test_every_truncated_length_is_rejected():
-  data = bitstream.pack(make_tokens(41, 3))
+  data = afc.pack(make_tokens(41, 3))
   for size in range(len(data)):
     with pytest.raises(UserError, match='empty' if size == 0 else 'truncated') as e:
-      bitstream.unpack(data[:size], 'x.afc')
+      afc.unpack(data[:size], 'x.afc')
     assert str(e.value).startswith('x.afc: ') and '\n' not in str(e.value)
 
 
 def test_messages():
-  data = bitstream.pack(make_tokens(5, 2))  # 150 bits: two bits of padding
+  data = afc.pack(make_tokens(5, 2))  # 150 bits: two bits of padding
   cases = {
       'not an .afc token file': b'RIFF' + data[4:],
       'format version 3 is not supported, only 1 and 2': with_header(data, version=3),
@@ -145,15 +145,15 @@ def test_messages():
   }
   for message, bad in cases.items():
     with pytest.raises(UserError) as e:
-      bitstream.unpack(bad, 'x.afc')
+      afc.unpack(bad, 'x.afc')
     assert message in str(e.value) and '\n' not in str(e.value)
 
 
 def test_huge_header_allocates_nothing():
-  data = bitstream.pack(make_tokens(5, 2))
+  data = afc.pack(make_tokens(5, 2))
   bad = with_header(data, stages=255, frames=2 ** 32 - 1, samples=320 * (2 ** 32 - 1))
   with pytest.raises(UserError, match='truncated'):
-    bitstream.unpack(bad)
+    afc.unpack(bad)
 
 
 @pytest.mark.parametrize('change, message', [
@@ -175,13 +175,13 @@ def test_pack_refuses(change, message):
   fields = {'codes': np.zeros((5, 2), np.int32), 'num_samples': 1600, 'gain_db': 0.0,
             'fingerprint': bytes(8), **change}
   with pytest.raises(UserError, match=message):
-    bitstream.pack(Tokens(**fields))
+    afc.pack(Tokens(**fields))
 
 
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / 'a.afc'
   old = make_tokens(4, 2)
-  bitstream.write_tokens(path, old)
+  afc.write_tokens(path, old)
 
   def fail(*args):
     raise OSError(28, 'No space left on device')
@@ -189,42 +189,42 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   with monkeypatch.context() as m:
     m.setattr(os, 'replace', fail)
     with pytest.raises(UserError, match='No space left'):
-      bitstream.write_tokens(path, make_tokens(9, 2))
+      afc.write_tokens(path, make_tokens(9, 2))
   with pytest.raises(UserError):
-    bitstream.write_tokens(path, make_tokens(4, 2, gain_db=float('inf')))
+    afc.write_tokens(path, make_tokens(4, 2, gain_db=float('inf')))
   assert os.listdir(tmp_path) == ['a.afc']
-  assert path.read_bytes() == bitstream.pack(old)
-  bitstream.write_tokens(path, make_tokens(9, 2))
-  assert len(bitstream.read_tokens(path)) == 9
+  assert path.read_bytes() == afc.pack(old)
+  afc.write_tokens(path, make_tokens(9, 2))
+  assert len(afc.read_tokens(path)) == 9
   assert os.listdir(tmp_path) == ['a.afc']
 
 
 def test_file_messages(tmp_path):
   with pytest.raises(UserError, match='no such file'):
-    bitstream.read_tokens(tmp_path / 'none.afc')
+    afc.read_tokens(tmp_path / 'none.afc')
   with pytest.raises(UserError, match='cannot be read'):
-    bitstream.read_tokens(tmp_path)
+    afc.read_tokens(tmp_path)
   os.mkfifo(tmp_path / 'pipe')
   for output, message in ((tmp_path / 'no' / 'a.afc', 'no such folder'), (tmp_path, 'name of a file'),
                           ('', 'name of a file'), (tmp_path / 'pipe', 'not a regular file')):
     with pytest.raises(UserError, match=message):
-      bitstream.write_tokens(output, make_tokens())
+      afc.write_tokens(output, make_tokens())
   (tmp_path / 'link').symlink_to('a.afc')  # what it points to is written
-  bitstream.write_tokens(tmp_path / 'link', make_tokens())
+  afc.write_tokens(tmp_path / 'link', make_tokens())
   assert (tmp_path / 'link').is_symlink()
-  assert (tmp_path / 'a.afc').read_bytes() == bitstream.pack(make_tokens())
+  assert (tmp_path / 'a.afc').read_bytes() == afc.pack(make_tokens())
   (tmp_path / 'a.afc').write_bytes(b'')
   with pytest.raises(UserError, match='a.afc: the file is empty'):
-    bitstream.read_tokens(tmp_path / 'a.afc')
+    afc.read_tokens(tmp_path / 'a.afc')
   (tmp_path / 'a.afc').write_text('hello, this is a text file')
   with pytest.raises(UserError, match='a.afc: not an .afc token file'):
-    bitstream.read_tokens(tmp_path / 'a.afc')
+    afc.read_tokens(tmp_path / 'a.afc')
 
 
 def test_an_hour_is_fast():
   tokens = make_tokens(180_000, 8)
   start = time.process_time()
-  back = bitstream.unpack(bitstream.pack(tokens))
+  back = afc.unpack(afc.pack(tokens))
   seconds = time.process_time() - start
   np.testing.assert_array_equal(back.codes, tokens.codes)
   assert seconds < 1
@@ -243,4 +243,4 @@ def test_hexdumps_of_the_format_page():
       if line.startswith('000000') and '|' in line:
         dumps += [''] if line.startswith('00000000') else []
         dumps[-1] += line[8:].split('|')[0]
-  assert [bytes.fromhex(d) for d in dumps] == [bitstream.pack(packed), bitstream.pack(coded)]
+  assert [bytes.fromhex(d) for d in dumps] == [afc.pack(packed), afc.pack(coded)]

@@ -12,9 +12,9 @@ import soundfile
 from affectcodec_jax import __main__ as cli
 from affectcodec_jax import load
 from affectcodec_jax.audio import level_gain
-from affectcodec_jax.bitstream import read_tokens
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.tokens.afc import read_tokens
 from configs import base
 from tests.conftest import tiny, untrained_release
 

@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 
-from affectcodec_jax import compare
+from affectcodec_jax.evaluation import compare
 
 
 def write(path, pesq, errors):

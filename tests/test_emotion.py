@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from affectcodec_jax import ablate, distil, judges, load, teachers, train_teacher, weights
+from affectcodec_jax import load
 from affectcodec_jax import train as train_lib
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data import augment
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.emotions import EMOTIONS
-from affectcodec_jax.errors import UserError
-from affectcodec_jax.models.teacher import Student, Teacher
+from affectcodec_jax.emotion import distil, judges, teachers, train_teacher
+from affectcodec_jax.emotion.compact import Student, Teacher
+from affectcodec_jax.emotion.labels import EMOTIONS
+from affectcodec_jax.evaluation import ablate
+from affectcodec_jax.inference import weights
 from tests.conftest import tiny
 
 STUDENT_FLAGS = ['--config', 'configs/student.py', '--config.data.num_clips=24', '--config.train.steps=3',
@@ -106,7 +109,7 @@ def test_svm_judge_learns_and_is_kept_as_numbers(tmp_path):
   probabilities = svm(features[60:])
   assert probabilities.shape == (30, len(EMOTIONS)) and (probabilities[:, 3:] == 0).all()
   assert (probabilities.argmax(axis=1) == labels[60:]).mean() > 0.9  # 4 sigma apart
-  with pytest.raises(UserError, match='affectcodec_jax.judges'):
+  with pytest.raises(UserError, match='affectcodec_jax.emotion.judges'):
     judges.svm_posteriors(tmp_path)
 
 

@@ -15,9 +15,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from affectcodec_jax import convert, weights
-from affectcodec_jax.models.emotion2vec import CONVS, Emotion2Vec, alibi_slopes, normalise
-from affectcodec_jax.torch_checkpoint import read_checkpoint
+from affectcodec_jax.emotion import convert
+from affectcodec_jax.emotion.emotion2vec import CONVS, Emotion2Vec, alibi_slopes, normalise
+from affectcodec_jax.emotion.torch_checkpoint import read_checkpoint
+from affectcodec_jax.inference import weights
 
 DIM, HEADS = 48, 3  # three heads: no power of two
 AUDIO = 'modality_encoders.AUDIO.'
@@ -66,7 +67,7 @@ def test_frames_are_centred_on_the_codecs(params):
   audio = speech(1, 5)
   # Normalisation couples everything to everything: the gradient is taken behind it.
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('affectcodec_jax.models.emotion2vec.normalise', lambda audio, mask: audio)
+    patch.setattr('affectcodec_jax.emotion.emotion2vec.normalise', lambda audio, mask: audio)
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.square(local(x)[2]))))(audio)[0]
   touched = np.flatnonzero(gradient)
   assert (touched.min(), touched.max()) == (2 * 320 - 40, 3 * 320 + 39)
@@ -388,7 +389,7 @@ def test_output_that_cannot_be_written(paths, capsys):
 
 
 def test_help_needs_no_heavy_imports():
-  code = ('import sys; from affectcodec_jax import convert\n'
+  code = ('import sys; from affectcodec_jax.emotion import convert\n'
           'try: convert.main(["--help"])\n'
           'except SystemExit: assert not {"jax", "numpy", "torch"} & set(sys.modules)')
   out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout

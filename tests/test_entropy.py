@@ -7,17 +7,17 @@ import zlib
 import numpy as np
 import pytest
 
-from affectcodec_jax import bitstream, entropy
 from affectcodec_jax.analysis.codes import Clip
 from affectcodec_jax.analysis.coding import coding, static_bits
-from affectcodec_jax.bitstream import Tokens
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.models.codec import digit_bits
+from affectcodec_jax.tokens import afc, entropy
+from affectcodec_jax.tokens.afc import Tokens
 from configs import base
 
 STANDARD = (1, 1, 1, 2, 2, 2, 2, 2, 2)
 LAYOUTS = [(1,), (4,), (2, 1), (3, 4, 1), STANDARD, (1,) * 15, (4, 4, 4, 4), (1,) * 16]
-HEADER = bitstream.CODED_HEADER_BYTES
+HEADER = afc.CODED_HEADER_BYTES
 
 
 def kinds(frames, bits, seed=0):
@@ -92,11 +92,11 @@ def test_size_is_the_ideal_code_length():
 def test_files_are_lossless_and_never_much_longer(layout):
   for frames, stages in ((1, 1), (1, 9), (13, 6), (250, 6)):
     tokens = make_tokens(frames, stages, layout)
-    data = bitstream.pack(tokens)
-    back = bitstream.unpack(data)
+    data = afc.pack(tokens)
+    back = afc.unpack(data)
     np.testing.assert_array_equal(back.codes, tokens.codes)
     assert back.codes.dtype == np.int32 and back.digit_bits == layout
-    assert bitstream.pack(back) == data
+    assert afc.pack(back) == data
     packed = (frames * sum(layout) + 7) // 8
     sizes = 1 if packed < 128 else 2
     assert HEADER + stages * (sizes + -(-packed // 16)) <= len(data) <= HEADER + stages * (sizes + packed)
@@ -104,20 +104,20 @@ def test_files_are_lossless_and_never_much_longer(layout):
 
 def test_truncation_is_coding_fewer_stages(tmp_path):
   tokens = make_tokens(90, 8)
-  whole = bitstream.pack(tokens)
+  whole = afc.pack(tokens)
   (tmp_path / 'a.afc').write_bytes(whole)
   for stages in range(1, 9):
-    data = bitstream.pack(tokens.truncate(stages))
+    data = afc.pack(tokens.truncate(stages))
     assert whole[HEADER:].startswith(data[HEADER:]) and (stages == 8 or len(data) < len(whole))
-    np.testing.assert_array_equal(bitstream.unpack(data).codes, tokens.codes[:, :stages])
-    bitstream.truncate_file(tmp_path / 'a.afc', tmp_path / 'b.afc', stages)
+    np.testing.assert_array_equal(afc.unpack(data).codes, tokens.codes[:, :stages])
+    afc.truncate_file(tmp_path / 'a.afc', tmp_path / 'b.afc', stages)
     assert (tmp_path / 'b.afc').read_bytes() == data
 
 
 def test_golden_bytes():
   """The same on every machine and in every release."""
   codes = (np.arange(40)[:, None] // [4, 3] * [5, 77] + [0, 9]) % 2 ** 15
-  data = bitstream.pack(Tokens(codes, 40 * 320, 1.5, b'fixed id', digit_bits=STANDARD))
+  data = afc.pack(Tokens(codes, 40 * 320, 1.5, b'fixed id', digit_bits=STANDARD))
   assert data.hex() == GOLDEN
 
 
@@ -134,22 +134,22 @@ def with_payload(data, payload=None, digits=None):
 
 
 def test_every_corrupted_byte_and_truncated_length_is_refused():
-  data = bitstream.pack(make_tokens(41, 4))
+  data = afc.pack(make_tokens(41, 4))
   for i in range(len(data)):
     for flip in (0x01, 0x10, 0x80, 0xff):
       bad = bytearray(data)
       bad[i] ^= flip
       with pytest.raises(UserError):
-        bitstream.unpack(bytes(bad))
+        afc.unpack(bytes(bad))
     with pytest.raises(UserError, match='truncated' if i else 'empty'):
-      bitstream.unpack(data[:i])
+      afc.unpack(data[:i])
   with pytest.raises(UserError, match='2 trailing bytes'):
-    bitstream.unpack(data + b'ab')
+    afc.unpack(data + b'ab')
 
 
 def test_damage_under_a_checksum_that_fits():
   tokens = Tokens(np.array([[1], [1], [1], [1]] * 20), 80 * 320, 0.0, bytes(8), digit_bits=STANDARD)
-  data = bitstream.pack(tokens)  # one stage, coded: a byte of size, then the stream
+  data = afc.pack(tokens)  # one stage, coded: a byte of size, then the stream
   size, stream = data[HEADER], data[HEADER + 1:]
   assert size == len(stream) < 80 * 15 // 8
   cases = {
@@ -164,21 +164,21 @@ def test_damage_under_a_checksum_that_fits():
   }
   for message, payload in cases.items():
     with pytest.raises(UserError, match=message) as e:
-      bitstream.unpack(with_payload(data, payload), 'x.afc')
+      afc.unpack(with_payload(data, payload), 'x.afc')
     assert str(e.value).startswith('x.afc: ') and '\n' not in str(e.value)
   for digits in (0, 0b10, 0b1, 1 << 15 | 0x7fff):  # none, none at bit 0, one of 15 bits, one past the code
     with pytest.raises(UserError, match='digits of 1 to 4 bits'):
-      bitstream.unpack(with_payload(data, digits=digits))
+      afc.unpack(with_payload(data, digits=digits))
 
 
 def test_any_stream_decodes_to_something_or_is_refused():
   """No exception but `UserError`, whatever a stage holds."""
-  data = bitstream.pack(make_tokens(40, 1, (3, 4, 1)))
+  data = afc.pack(make_tokens(40, 1, (3, 4, 1)))
   rng = np.random.default_rng(0)
   for _ in range(300):
     stream = rng.integers(0, 256, int(rng.integers(3, 40)), dtype=np.uint8).tobytes()
     try:
-      assert bitstream.unpack(with_payload(data, bytes([len(stream)]) + stream)).shape == (40, 1)
+      assert afc.unpack(with_payload(data, bytes([len(stream)]) + stream)).shape == (40, 1)
     except UserError:
       pass
 
@@ -190,13 +190,13 @@ def test_huge_claims_allocate_nothing():
   for payload in (b'\0', b'\x01\0', b'\xff' * 9, b'\x80\x80\x80\x80\x01' + bytes(99),
                   b'\x80' * 3000 + b'\x01'):
     with pytest.raises(UserError):
-      bitstream.unpack(fields + struct.pack('<I', zlib.crc32(fields + payload)) + payload)
+      afc.unpack(fields + struct.pack('<I', zlib.crc32(fields + payload)) + payload)
 
 
 @pytest.mark.parametrize('layout', [(5, 5, 5), (1,) * 14, (0,) + (1,) * 15, (2,) * 8])
 def test_digits_that_make_no_code_are_refused(layout):
   with pytest.raises(UserError, match='digits of 1 to 4 bits that make up the 15'):
-    bitstream.pack(Tokens(np.zeros((5, 2), np.int32), 1600, 0.0, bytes(8), digit_bits=layout))
+    afc.pack(Tokens(np.zeros((5, 2), np.int32), 1600, 0.0, bytes(8), digit_bits=layout))
 
 
 def test_digits_of_a_model():

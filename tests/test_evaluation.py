@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from affectcodec_jax import evaluate
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.emotions import EMOTIONS
+from affectcodec_jax.emotion.labels import EMOTIONS
+from affectcodec_jax.evaluation import run as evaluate
 from affectcodec_jax.evaluation import scoring, statistics, summary
 from affectcodec_jax.evaluation.peers import System
 from configs import base
@@ -204,7 +204,7 @@ def test_mistakes_get_one_line(run, speech, tmp_path, capsys):
                         (['--jobs', '0'], '--jobs at least 1'),
                         (['--checkpoint', str(tmp_path)], 'workdir of a training run'),
                         (['--peers', 'opus', '--split', 'none'], "split 'none'"),
-                        (['--svm', str(tmp_path)], 'affectcodec_jax.judges'),
+                        (['--svm', str(tmp_path)], 'affectcodec_jax.emotion.judges'),
                         (['--classifier', str(tmp_path / 'none')], 'none')):
     assert evaluate.main([*args, *more]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
@@ -213,7 +213,7 @@ def test_mistakes_get_one_line(run, speech, tmp_path, capsys):
 
 def test_a_worker_leaves_with_its_parent():
   """However the parent ended: here it just does, right after it has started the other."""
-  worker = ('import os; from affectcodec_jax import workers; print(os.getpid(), flush=True); '
+  worker = ('import os; from affectcodec_jax.common import workers; print(os.getpid(), flush=True); '
             'workers.leave_with(os.getppid())')
   parent = ('import subprocess, sys; '
             f'p = subprocess.Popen([sys.executable, "-c", {worker!r}], stdout=subprocess.PIPE, text=True); '

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from affectcodec_jax import lm, token_shards
-from affectcodec_jax.bitstream import Tokens
-from affectcodec_jax.errors import UserError
-from affectcodec_jax.files import write_json
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import write_json
+from affectcodec_jax.tokens import lm
+from affectcodec_jax.tokens import shards as token_shards
+from affectcodec_jax.tokens.afc import Tokens
 from configs import base
 from examples import language_model, read_grain
 from tests.conftest import tiny, untrained_release

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from affectcodec_jax import inference, teachers, weights
+from affectcodec_jax.emotion import teachers
+from affectcodec_jax.inference import weights
+from affectcodec_jax.inference.pieces import Inference
 from affectcodec_jax.models import context
-from affectcodec_jax.models.codec import Codec, hop_length
+from affectcodec_jax.models.codec import Codec, hop_length, init_params, make_codec
 from affectcodec_jax.models.conditioning import combine
-from affectcodec_jax.training.state import init_params, make_codec
 from configs.base import get_config
 from tests.conftest import tiny
 
@@ -41,8 +42,8 @@ def test_pieces_are_as_the_whole(backbone):
   where a value lies within 1e-6 of a rounding boundary: one in 10^5 to 10^6 of them, here of 315 x 3.
   """
   config, params, frozen = networks(backbone)
-  pieces = inference.Inference(config, frozen, chunk=50)
-  whole = inference.Inference(config, frozen)
+  pieces = Inference(config, frozen, chunk=50)
+  whole = Inference(config, frozen)
   audio = sound(6.3)
   codes, = pieces.encode(params, frozen, [audio])
   expected, = whole.encode(params, frozen, [audio])
@@ -54,7 +55,7 @@ def test_pieces_are_as_the_whole(backbone):
 @pytest.mark.parametrize('backbone', ['dac', 'lite'])
 def test_a_batch_of_unequal_lengths_is_as_each_alone(backbone):
   config, params, frozen = networks(backbone)
-  run = inference.Inference(config, frozen, chunk=100)
+  run = Inference(config, frozen, chunk=100)
   recordings = [sound(s, i) for i, s in enumerate((0.02, 0.7, 1.0, 3.3, 0.333, 5.0))]
   together = run.encode(params, frozen, recordings, batch=4)
   audio = run.decode(params, together, batch=4)
@@ -84,7 +85,7 @@ def test_contexts_reach_as_far_as_the_networks_see_and_hardly_further(backbone):
   cases = ((lambda x: encode(x.reshape(1, -1))[0, at], audio, other,
             context.encoder_context(config.model)),
            (lambda x: emotion(x.reshape(1, -1))[0, at], audio, other,
-            context.emotion_context(config, frozen)),
+            teachers.emotion_context(config, frozen)),
            (lambda z: decode(z[None])[0, at * hop:(at + 1) * hop], latent, latent[::-1],
             context.decoder_context(config.model)))
   for network, x, y, reach in cases:
@@ -103,7 +104,7 @@ def test_context_of_the_reference_sizes():
   # A transposed convolution's output sees its own frame and one neighbour; both sides are counted as one.
   assert context.decoder_context(config.model) == 11
   config.teacher.kind = 'emotion2vec_base'
-  assert context.emotion_context(config, {'teacher': {}}) is None
+  assert teachers.emotion_context(config, {'teacher': {}}) is None
 
 
 def test_pooling_in_parts_is_pooling():

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from affectcodec_jax import lm
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.models import fsq
+from affectcodec_jax.tokens import lm
 
 
 def _shapes(count=30):
@@ -108,5 +108,5 @@ def test_batches_are_padded_and_masked():
 
 
 def test_neither_these_nor_reading_shards_needs_jax():
-  code = 'import sys; from affectcodec_jax import lm, token_shards; assert "jax" not in sys.modules'
+  code = 'import sys; from affectcodec_jax.tokens import lm, shards; assert "jax" not in sys.modules'
   subprocess.run([sys.executable, '-c', code], check=True)

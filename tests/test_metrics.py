@@ -5,11 +5,11 @@ import warnings
 import numpy as np
 import pytest
 
-from affectcodec_jax import losses
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.errors import UserError
 from affectcodec_jax.evaluation import metrics, prosody, words
 from affectcodec_jax.evaluation.scoring import levelled
+from affectcodec_jax.training import losses
 
 ITEM = {'text': '', 'lang': ''}
 warnings.filterwarnings('ignore', message='pkg_resources')

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from affectcodec_jax import losses, spectral
-from affectcodec_jax.models.decoder import Decoder
-from affectcodec_jax.models.encoder import Encoder
+from affectcodec_jax import spectral
+from affectcodec_jax.emotion.compact import Teacher
+from affectcodec_jax.models.dac import Decoder, Encoder
 from affectcodec_jax.models.layers import Conv, ConvTranspose, folded_conv, sin_squared
 from affectcodec_jax.models.lite import DepthwiseConv, LiteDecoder, LiteEncoder
-from affectcodec_jax.models.teacher import Teacher
+from affectcodec_jax.training import losses
 
 STRIDES = (2, 4, 5, 8)
 

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from affectcodec_jax.models.decoder import Decoder
-from affectcodec_jax.models.encoder import Encoder
+from affectcodec_jax.models.dac import Decoder, Encoder
 from affectcodec_jax.models.rvq import RVQ
 
 HOW = 'see requirements-parity.txt'

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from affectcodec_jax import convert, weights
-from affectcodec_jax.models.emotion2vec import CLASSES, Emotion2Vec
-from affectcodec_jax.teachers import EMOTION2VEC
+from affectcodec_jax.emotion import convert
+from affectcodec_jax.emotion.emotion2vec import CLASSES, Emotion2Vec
+from affectcodec_jax.emotion.teachers import EMOTION2VEC
+from affectcodec_jax.inference import weights
 
 HOW = 'see requirements-parity.txt'
 torch = pytest.importorskip('torch', reason=f'torch is not installed, {HOW}')

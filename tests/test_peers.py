@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.errors import UserError
 from affectcodec_jax.evaluation import classifiers, neural_peers, peers
 from affectcodec_jax.evaluation.scoring import levelled
 

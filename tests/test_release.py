@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from affectcodec_jax import __main__ as cli
-from affectcodec_jax import load, losses, release, train, weights
+from affectcodec_jax import load, train
 from affectcodec_jax.audio import read_audio, write_audio
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.errors import UserError
-from affectcodec_jax.training import checkpoints
+from affectcodec_jax.inference import weights
+from affectcodec_jax.training import checkpoints, losses, publish
 from affectcodec_jax.training.state import create_state
 from configs import base, finetune
 from tests.conftest import run_until, tiny
@@ -30,7 +31,7 @@ def released(tmp_path_factory):
   """(workdir of a run with two steps, the folder released of it)."""
   run, out = tmp_path_factory.mktemp('run'), tmp_path_factory.mktemp('released')
   train.train(config(seed=1), run)
-  assert release.main([str(run), str(out)]) == 0
+  assert publish.main([str(run), str(out)]) == 0
   return run, out
 
 

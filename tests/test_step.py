@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 
 from affectcodec_jax import config as config_lib
-from affectcodec_jax import losses
-from affectcodec_jax.errors import UserError
-from affectcodec_jax.models.codec import Codec
-from affectcodec_jax.teachers import teacher_features
-from affectcodec_jax.training import parallel
-from affectcodec_jax.training.state import init_params, make_codec
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.emotion.teachers import teacher_features
+from affectcodec_jax.models.codec import Codec, init_params, make_codec
+from affectcodec_jax.training import losses, parallel
 from affectcodec_jax.training.step import draw_rates, generator_loss, train_step
 from configs import base, lite, paper
 from tests.conftest import batch, state_and_teacher, tiny

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from affectcodec_jax import __main__ as cli
-from affectcodec_jax import api, streaming
-from affectcodec_jax.errors import UserError
+from affectcodec_jax import api
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.inference import streaming
 from tests.test_inference import networks, sound
 
 

@@ -13,15 +13,18 @@ import pytest
 import soundfile
 
 from affectcodec_jax import __main__ as cli
-from affectcodec_jax import analyse, api, judges, token_emotion, train_token_emotion, weights
-from affectcodec_jax.analysis import transplant
+from affectcodec_jax import api
+from affectcodec_jax.analysis import run as analyse
+from affectcodec_jax.analysis import train_token_emotion, transplant
 from affectcodec_jax.analysis.codes import Clip
-from affectcodec_jax.bitstream import Tokens, write_tokens
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.emotions import EMOTIONS
-from affectcodec_jax.errors import UserError
-from affectcodec_jax.models.codec import Codec
-from affectcodec_jax.training.state import init_params, make_codec
+from affectcodec_jax.emotion import judges
+from affectcodec_jax.emotion.labels import EMOTIONS
+from affectcodec_jax.inference import weights
+from affectcodec_jax.models.codec import Codec, init_params, make_codec
+from affectcodec_jax.tokens import emotion as token_emotion
+from affectcodec_jax.tokens.afc import Tokens, write_tokens
 from configs import base
 from tests.conftest import tiny
 

@@ -15,12 +15,14 @@ import pytest
 import soundfile
 
 from affectcodec_jax import __main__ as cli
-from affectcodec_jax import load, token_shards, tokenize_corpus
+from affectcodec_jax import load
 from affectcodec_jax.audio import read_audio
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import write_json
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.emotions import EMOTIONS
-from affectcodec_jax.errors import UserError
-from affectcodec_jax.files import write_json
+from affectcodec_jax.emotion.labels import EMOTIONS
+from affectcodec_jax.tokens import corpus as tokenize_corpus
+from affectcodec_jax.tokens import shards as token_shards
 from configs import base
 from tests.conftest import tiny, untrained_release
 

@@ -13,7 +13,8 @@ import pytest
 
 from affectcodec_jax import config as config_lib
 from affectcodec_jax import train as train_lib
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.inference import restore
 from affectcodec_jax.training import checkpoints, parallel
 from configs import lite
 from tests.conftest import run_until, state_and_teacher, tiny
@@ -36,8 +37,8 @@ def _params(workdir, config):
   state, _ = state_and_teacher(config)
   manager = checkpoints.make_manager(workdir)
   step = manager.latest_step()
-  return (checkpoints._read(manager, step, 'state', state.replace(ema=None)),
-          checkpoints._read(manager, step, 'ema', state.ema)), step
+  return (restore.read_item(manager, step, 'state', state.replace(ema=None)),
+          restore.read_item(manager, step, 'ema', state.ema)), step
 
 
 def test_resumed_run_is_bit_equal_to_a_straight_one(config, tmp_path):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from affectcodec_jax import release, weights
+from affectcodec_jax.inference import release, weights
 
 WEB = pathlib.Path(__file__).parent.parent / 'web'
 CARD = WEB / 'dist' / 'model' / 'export.json'

@@ -1,7 +1,6 @@
 """What a trained codec says of files: its codes by block, with log-mels and labels beside them."""
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -9,10 +8,9 @@ import numpy as np
 import tqdm
 
 from affectcodec_jax.audio import level_gain
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.folder import FolderSource
-from affectcodec_jax.errors import UserError
-from affectcodec_jax.models import fsq
-from affectcodec_jax.models.codec import bits_per_stage
+from affectcodec_jax.models.blocks import block_levels
 from affectcodec_jax.spectral import log_mel
 
 HOP = 320
@@ -97,16 +95,6 @@ def frame_mels(audio):
   return np.asarray(_log_mel(padded))[:frames]
 
 
-def block_levels(model):
-  """{block: its FSQ levels} in the order of the composite index; RVQ is one block of one number.
-
-  Of a quantiser with full projections 'emotion' names the digits at the same places.
-  """
-  if model.quantizer == 'rvq':
-    return {'code': (2 ** bits_per_stage(model),)}
-  return {'emotion': tuple(model.emotion_levels), 'acoustic': tuple(model.acoustic_levels)}
-
-
 def emotion_blocks(model, path):
   """`block_levels` of a model that has emotion digits.
 
@@ -118,17 +106,3 @@ def emotion_blocks(model, path):
     raise UserError(f"{path}: the codes of quantiser '{model.quantizer}' have no emotion digits; give a "
                     'run of bd_rfsq or full_rfsq')
   return levels
-
-
-def split_blocks(codes, levels):
-  """Composite indices `[...]` to those of each block, {block: `[...]`}."""
-  parts = {}
-  for block, n in levels.items():
-    codes, parts[block] = np.divmod(codes, math.prod(n))
-  return parts
-
-
-def block_digits(codes, levels):
-  """Composite indices `[...]` to the digits of each block, {block: `[..., f]`}."""
-  return {block: fsq.index_to_digits(part, levels[block])
-          for block, part in split_blocks(codes, levels).items()}

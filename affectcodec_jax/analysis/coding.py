@@ -8,11 +8,11 @@ import time
 
 import numpy as np
 
-from affectcodec_jax import entropy
 from affectcodec_jax.analysis.codes import HOP
-from affectcodec_jax.analysis.usage import FRAMES_PER_SECOND
-from affectcodec_jax.bitstream import CODED_HEADER_BYTES, Tokens, pack, packed_size, unpack
 from affectcodec_jax.evaluation.statistics import Speakers
+from affectcodec_jax.evaluation.usage import FRAMES_PER_SECOND
+from affectcodec_jax.tokens import entropy
+from affectcodec_jax.tokens.afc import CODED_HEADER_BYTES, Tokens, pack, packed_size, unpack
 
 
 def coding(clips, digit_bits, rates):
@@ -72,4 +72,3 @@ def static_bits(clips, digit_bits):
       for i in np.flatnonzero(half == fold):
         bits[i, k] = cost[places[i]].sum()
   return bits
-

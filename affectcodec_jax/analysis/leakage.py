@@ -14,8 +14,8 @@ import hashlib
 import numpy as np
 
 from affectcodec_jax.analysis import probes
-from affectcodec_jax.analysis.codes import block_digits
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.models.blocks import block_digits
 
 MIN_SPEAKERS = 4
 

@@ -1,20 +1,9 @@
 """One picture for each analysis."""
 
-from affectcodec_jax.errors import require_extra
+from affectcodec_jax.evaluation.charts import require_matplotlib
 
 NAMES = {'emotion': 'emotion digits', 'emotion_joint': 'emotion codes', 'acoustic': 'acoustic digits',
          'code': 'codes'}
-
-
-def require_matplotlib():
-  """pyplot, drawing to files only.
-
-  Raises:
-    UserError: matplotlib is not installed.
-  """
-  require_extra('matplotlib').use('Agg')
-  import matplotlib.pyplot as plt
-  return plt
 
 
 def _figure(columns, rows=1, width=4.4, height=3.6, **kwargs):

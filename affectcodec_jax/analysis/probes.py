@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from affectcodec_jax.errors import require_extra
+from affectcodec_jax.common.errors import require_extra
 from affectcodec_jax.evaluation.statistics import bootstrap
 
 RIDGE = 1e-6  # times the frames: keeps a digit that never changes from being singular, and no more

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from affectcodec_jax import losses
 from affectcodec_jax.analysis.codes import HOP, levelled, read_items
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.emotion.teachers import teacher_features
 from affectcodec_jax.models.bd_rfsq import BDRFSQ
 from affectcodec_jax.models.conditioning import Adapter, EmotionDecoder
 from affectcodec_jax.models.layers import Conv
-from affectcodec_jax.teachers import teacher_features
+from affectcodec_jax.training import losses
 
 # Of the commitment, beside the features' mean squared error. The codec's weights balance other losses: with
 # them a training this short is over before the features are learned, and with 0.25 a block of one bit

@@ -9,9 +9,9 @@ import numpy as np
 import tqdm
 
 from affectcodec_jax.analysis import probes
-from affectcodec_jax.analysis.codes import block_digits, split_blocks
 from affectcodec_jax.analysis.leakage import hash_order
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.models.blocks import block_digits, split_blocks
 
 KINDS = ('emotion', 'emotion_joint', 'acoustic')  # the joint one: codes of the whole emotion block
 

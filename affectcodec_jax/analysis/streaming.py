@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 
-from affectcodec_jax.errors import UserError, run_command
+from affectcodec_jax.common.errors import UserError, run_command
 
 GAINS = (-12.0, -6.0, 6.0, 12.0)  # dB
 ENCODER_LOOKAHEAD = (14, 7, 3)  # frames
@@ -41,9 +41,9 @@ def main(argv=None):
 
 def _run(args):
   from affectcodec_jax.api import load
+  from affectcodec_jax.common.files import make_folder, write_json
   from affectcodec_jax.data.folder import FolderSource
   from affectcodec_jax.evaluation.scoring import levelled
-  from affectcodec_jax.files import make_folder, write_json
   if args.limit < 1:
     raise UserError('--limit must be at least 1')
   out, codec, source = make_folder(args.out), load(args.checkpoint), FolderSource(args.data, args.split)

@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
-from affectcodec_jax import judges
-from affectcodec_jax.analysis.codes import block_levels, encode_clip, frame_mels, read_items, split_blocks
-from affectcodec_jax.emotions import EMOTIONS
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.analysis.codes import encode_clip, frame_mels, read_items
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.emotion import judges
+from affectcodec_jax.emotion.labels import EMOTIONS
 from affectcodec_jax.evaluation.metrics import METRICS
 from affectcodec_jax.evaluation.statistics import Speakers
+from affectcodec_jax.models.blocks import block_levels, split_blocks
 from affectcodec_jax.models.fsq import join_index
 
 # What is decoded for a receiver B with a donor A of another emotion, both of one speaker.

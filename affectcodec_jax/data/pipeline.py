@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE, level_gain
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.common.errors import UserError
 
 _LONG_SECONDS = 30.0  # of longer files only a window this long is read
 

@@ -7,12 +7,23 @@ import re
 import numpy as np
 from PIL import Image
 
-from affectcodec_jax.analysis.plots import require_matplotlib
 from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.common.errors import require_extra
 
 # Stand-ins that become the page's variables, so that one picture serves light and dark.
 INK, GRID = '#010101', '#020202'
 SERIES = [f'#0302{i:02d}' for i in range(10)]
+
+
+def require_matplotlib():
+  """pyplot, drawing to files only.
+
+  Raises:
+    UserError: matplotlib is not installed.
+  """
+  require_extra('matplotlib').use('Agg')
+  import matplotlib.pyplot as plt
+  return plt
 
 
 def _themed(figure):

@@ -5,10 +5,10 @@ import time
 import jax
 import numpy as np
 
-from affectcodec_jax.analysis.codes import block_levels
-from affectcodec_jax.analysis.usage import usage
 from affectcodec_jax.audio import SAMPLE_RATE
-from affectcodec_jax.bitstream import HEADER_BYTES
+from affectcodec_jax.evaluation.usage import usage
+from affectcodec_jax.models.blocks import block_levels
+from affectcodec_jax.tokens.afc import HEADER_BYTES
 
 SECONDS = 10.0
 
@@ -40,7 +40,7 @@ def codec_facts(codec, signal, codes):
   Returns:
     `parameters` by part and in all, `parameter_bytes`, `working_bytes` that XLA reserves to encode and to
     decode `signal`, `encode` and `decode` real-time factors, `header_bytes` of a token file, `usage` (see
-    `analysis.usage`).
+    `evaluation.usage`).
   """
   seconds = len(signal) / SAMPLE_RATE
   tokens = codec.encode(signal, SAMPLE_RATE)

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 import affectcodec_jax
-from affectcodec_jax import judges
 from affectcodec_jax.audio import SAMPLE_RATE, level_gain
-from affectcodec_jax.errors import UserError, require_extra
+from affectcodec_jax.common.errors import UserError, require_extra
+from affectcodec_jax.emotion import judges
 from affectcodec_jax.evaluation import prosody, words
-from affectcodec_jax.losses import MEL_BANDS, MEL_WINDOWS
+from affectcodec_jax.training.losses import MEL_BANDS, MEL_WINDOWS
 
 STFT_WINDOWS = (2048, 512)
 

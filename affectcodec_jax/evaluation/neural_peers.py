@@ -10,7 +10,7 @@ import math
 import pathlib
 
 from affectcodec_jax.audio import SAMPLE_RATE, resample
-from affectcodec_jax.errors import UserError, require_extra
+from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.evaluation.peers import System, fitted
 
 RATES = (1.5, 3.0, 6.0)

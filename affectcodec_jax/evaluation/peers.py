@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 
 from affectcodec_jax.audio import SAMPLE_RATE, resample
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.common.errors import UserError
 
 # Samples at 16 kHz by which the decoder's output comes late.
 CODEC2_DELAY = 320  # half its window of 40 ms

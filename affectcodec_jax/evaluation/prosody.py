@@ -3,7 +3,7 @@
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE
-from affectcodec_jax.errors import require_extra
+from affectcodec_jax.common.errors import require_extra
 
 FRAME = 320  # 20 ms
 SILENCE_DB = 30.0  # frames this far below the original's loudest one are pauses

@@ -6,13 +6,13 @@ import pathlib
 import soundfile
 
 from affectcodec_jax.audio import SAMPLE_RATE
-from affectcodec_jax.emotions import EMOTIONS
-from affectcodec_jax.errors import UserError, require_extra
+from affectcodec_jax.common.errors import UserError, require_extra
+from affectcodec_jax.common.files import write_whole
+from affectcodec_jax.emotion.labels import EMOTIONS
 from affectcodec_jax.evaluation import charts, prosody
 from affectcodec_jax.evaluation.metrics import METRICS
 from affectcodec_jax.evaluation.scoring import levelled
 from affectcodec_jax.evaluation.summary import COLUMNS, JUDGE_COLUMNS
-from affectcodec_jax.files import write_whole
 
 EMOTION_CURVES = ('f0_correlation', 'f0_rmse', 'egemaps_drift', 'energy_correlation')
 QUALITY_CURVES = ('pesq', 'estoi', 'visqol', 'distillmos', 'wer', 'speaker_resemblyzer', 'mel',

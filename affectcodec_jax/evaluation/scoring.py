@@ -14,12 +14,12 @@ import warnings
 
 import numpy as np
 
-from affectcodec_jax import workers
 from affectcodec_jax.audio import SAMPLE_RATE, level_gain
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.common import workers
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import write_whole
 from affectcodec_jax.evaluation.metrics import METRICS, remembered
 from affectcodec_jax.evaluation.peers import System, make_peers
-from affectcodec_jax.files import write_whole
 
 ORIGINAL = System('original', 0.0, lambda audio: (audio, 16 * len(audio)), '1')
 

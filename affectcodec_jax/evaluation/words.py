@@ -2,7 +2,7 @@
 
 import re
 
-from affectcodec_jax.errors import require_extra
+from affectcodec_jax.common.errors import require_extra
 
 
 def whisper():

@@ -6,16 +6,17 @@ Frames are 50 Hz (hop 320 at 16 kHz). The teacher is not part of it: its feature
 import math
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
-from affectcodec_jax.entropy import MAX_DIGIT_BITS
 from affectcodec_jax.models.bd_rfsq import BDRFSQ
 from affectcodec_jax.models.conditioning import Adapter, AttentionPool, EmotionDecoder, FiLM
-from affectcodec_jax.models.decoder import Decoder
-from affectcodec_jax.models.encoder import Encoder
+from affectcodec_jax.models.dac import Decoder, Encoder
+from affectcodec_jax.models.discriminator import Discriminator
 from affectcodec_jax.models.layers import Conv
 from affectcodec_jax.models.lite import LiteDecoder, LiteEncoder
 from affectcodec_jax.models.rvq import RVQ
+from affectcodec_jax.tokens.entropy import MAX_DIGIT_BITS
 
 
 class Codec(nn.Module):
@@ -116,6 +117,29 @@ class Codec(nn.Module):
   def calibrate_quantizer(self, u):
     """Quantiser parameters fitted to a first latent (see `BDRFSQ.calibrate`)."""
     return self.quantizer.calibrate(u)
+
+
+def make_codec(config):
+  """The codec that `config` describes."""
+  return Codec(config.model, config.teacher.dim, config.train.get('remat', False))  # older runs lack it
+
+
+def make_discriminator(config):
+  """The discriminator that `config` describes."""
+  d = config.discriminator
+  return Discriminator(tuple(d.n_ffts), d.filters, jnp.dtype(config.model.compute_dtype))
+
+
+def init_params(config, rng):
+  """Untrained codec and discriminator parameters, shapes as the config says."""
+  codec, discriminator = make_codec(config), make_discriminator(config)
+  hop = hop_length(config.model)
+  samples = max(4096, 8 * hop) // hop * hop
+  audio = jnp.zeros((1, samples))
+  features = jnp.zeros((1, samples // hop, config.teacher.dim))
+  codec_rng, disc_rng = jax.random.split(rng)
+  params = codec.init(codec_rng, audio, features)['params']
+  return params, discriminator.init(disc_rng, audio)['params']
 
 
 def make_quantizer(c):

@@ -5,10 +5,8 @@ Counted from the layers (kernel, dilation, stride), in frames, the same on both 
 
 import math
 
-from affectcodec_jax.models import encoder as dac
+from affectcodec_jax.models import dac
 from affectcodec_jax.models.codec import hop_length
-from affectcodec_jax.models.teacher import context as speechnet_context
-from affectcodec_jax.teachers import EMOTION2VEC, make_student, make_teacher
 
 _STFT = 2  # the lite networks' longest window is 4 hops: 1.5 frames on either side of a frame
 _CONVNEXT = 3  # kernel 7
@@ -39,16 +37,3 @@ def decoder_context(model):
     step /= stride
     reach += step * 3 * sum(dac.DILATIONS)
   return math.ceil(reach + 3 * step)
-
-
-def emotion_context(config, frozen):
-  """Frames on either side that a frame of the emotion path depends on; None means the whole recording.
-
-  Args:
-    config: the configuration.
-    frozen: parameters of the network that the encoder reads (a student's sizes are read off them).
-  """
-  if 'student' not in frozen and config.teacher.kind in EMOTION2VEC:
-    return None  # attention over all frames
-  network = make_student(frozen['student']) if 'student' in frozen else make_teacher(config)
-  return speechnet_context(network.depth) + config.model.adapter_layers * (config.model.adapter_kernel // 2)

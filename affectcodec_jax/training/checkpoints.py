@@ -8,7 +8,6 @@ nothing is touched.
 
 import logging
 import pathlib
-import zlib
 
 import grain
 import jax
@@ -16,9 +15,8 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from affectcodec_jax.errors import UserError
-
-ITEMS = ('state', 'ema', 'data', 'meta')
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.inference.restore import ITEMS, checksums, make_reader, nothing_usable, read_item
 
 
 def make_manager(workdir, keep=3):
@@ -28,21 +26,6 @@ def make_manager(workdir, keep=3):
   return ocp.CheckpointManager(path, options=options, item_names=ITEMS)
 
 
-def _reader(workdir):
-  """A manager that writes nothing, not even the folder."""
-  path = pathlib.Path(workdir).absolute() / 'checkpoints'
-  if not path.is_dir():
-    raise _nothing_usable(workdir)
-  options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
-  return ocp.CheckpointManager(path, options=options, item_names=ITEMS)
-
-
-def _checksums(tree):
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(x).tobytes())
-          for path, x in leaves}
-
-
 def save(manager, state, iterator):
   """Starts saving an unreplicated `TrainState` of host arrays at its own step."""
   ema, rest = state.ema, state.replace(ema=None)
@@ -50,7 +33,7 @@ def save(manager, state, iterator):
       state=ocp.args.StandardSave(rest),
       ema=ocp.args.StandardSave(ema),
       data=grain.checkpoint.CheckpointSave(iterator),
-      meta=ocp.args.JsonSave({'state': _checksums(rest), 'ema': _checksums(ema)})))
+      meta=ocp.args.JsonSave({'state': checksums(rest), 'ema': checksums(ema)})))
 
 
 def restore_latest(manager, fresh, iterator):
@@ -66,8 +49,8 @@ def restore_latest(manager, fresh, iterator):
   """
   damaged = []
   for step in sorted(manager.all_steps(), reverse=True):
-    rest = _read(manager, step, 'state', fresh.replace(ema=None))
-    ema = _read(manager, step, 'ema', fresh.ema)
+    rest = read_item(manager, step, 'state', fresh.replace(ema=None))
+    ema = read_item(manager, step, 'ema', fresh.ema)
     sound = rest is not None and ema is not None and _restore_iterator(manager, step, iterator)
     if not _everywhere(sound):
       damaged.append(step)
@@ -103,59 +86,19 @@ def _restore_iterator(manager, step, iterator):
   return True
 
 
-def restore_ema(workdir, fresh_ema):
-  """(EMA parameters, step) of the newest sound checkpoint of `workdir`.
-
-  Raises:
-    UserError: there is none.
-  """
-  manager = _reader(workdir)
-  for step in sorted(manager.all_steps(), reverse=True):
-    ema = _read(manager, step, 'ema', fresh_ema)
-    if ema is not None:
-      return ema, step
-  raise _nothing_usable(workdir)
-
-
 def restore_state(workdir, fresh):
   """The newest sound `TrainState` of `workdir`, as host arrays.
 
   Raises:
     UserError: there is none.
   """
-  manager = _reader(workdir)
+  manager = make_reader(workdir)
   for step in sorted(manager.all_steps(), reverse=True):
-    rest = _read(manager, step, 'state', fresh.replace(ema=None))
-    ema = _read(manager, step, 'ema', fresh.ema)
+    rest = read_item(manager, step, 'state', fresh.replace(ema=None))
+    ema = read_item(manager, step, 'ema', fresh.ema)
     if rest is not None and ema is not None:
       return rest.replace(ema=ema)
-  raise _nothing_usable(workdir)
-
-
-def _nothing_usable(workdir):
-  return UserError(f'{workdir}: holds no usable checkpoint; train one with '
-                   f'python -m affectcodec_jax.train --workdir {workdir}')
-
-
-def _read(manager, step, name, target):
-  """One item as host arrays, or None (with a warning) if it is unreadable or fails its checksums."""
-  # Explicitly on one local device: a checkpoint of 8 devices restores on 1 and the reverse.
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), target)
-  try:
-    restored = manager.restore(step, args=ocp.args.Composite(
-        **{name: ocp.args.StandardRestore(abstract), 'meta': ocp.args.JsonRestore()}))
-    tree = jax.tree.map(np.asarray, restored[name])
-    sums = restored['meta'][name]
-  except Exception as e:  # orbax reports damage by many kinds of exception, plain Exception too
-    logging.warning('checkpoint %d is not usable (%s: %s)', step, type(e).__name__,
-                    ' '.join(str(e).split())[:200])
-    return None
-  if _checksums(tree) != sums:
-    logging.warning('checkpoint %d is damaged: checksums of %s do not match', step, name)
-    return None
-  return tree
+  raise nothing_usable(workdir)
 
 
 def _set_aside(manager, step):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.common.errors import UserError
 
 # What is needed of a configuration besides what the command itself needs.
 FIT_FIELDS = ('steps', 'batch_size', 'lr', 'weight_decay', 'ema_decay', 'log_every')

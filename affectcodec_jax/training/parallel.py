@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
-from affectcodec_jax.errors import UserError
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.training.step import train_step
 
 AXIS = 'data'

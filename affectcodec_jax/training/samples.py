@@ -3,7 +3,7 @@
 import numpy as np
 
 from affectcodec_jax.audio import level_gain
-from affectcodec_jax.inference import Inference
+from affectcodec_jax.inference.pieces import Inference
 
 
 def make_sampler(config, frozen, clips):

@@ -5,9 +5,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from affectcodec_jax.models.codec import Codec, hop_length
-from affectcodec_jax.models.discriminator import Discriminator
-from affectcodec_jax.teachers import encoder_features
+from affectcodec_jax.emotion.teachers import encoder_features
+from affectcodec_jax.models.codec import Codec, init_params, make_codec
 
 
 @struct.dataclass
@@ -21,17 +20,6 @@ class TrainState:
   opt_state: optax.OptState
   disc_params: dict
   disc_opt_state: optax.OptState
-
-
-def make_codec(config):
-  """The codec that `config` describes."""
-  return Codec(config.model, config.teacher.dim, config.train.get('remat', False))  # older runs lack it
-
-
-def make_discriminator(config):
-  """The discriminator that `config` describes."""
-  d = config.discriminator
-  return Discriminator(tuple(d.n_ffts), d.filters, jnp.dtype(config.model.compute_dtype))
 
 
 def learning_rate(config, peak):
@@ -52,18 +40,6 @@ def make_optimizer(config, peak):
       optax.clip_by_global_norm(t.clip_norm),
       optax.adamw(learning_rate(config, peak), b1=t.beta1, b2=t.beta2,
                   weight_decay=t.weight_decay))
-
-
-def init_params(config, rng):
-  """Untrained codec and discriminator parameters, shapes as the config says."""
-  codec, discriminator = make_codec(config), make_discriminator(config)
-  hop = hop_length(config.model)
-  samples = max(4096, 8 * hop) // hop * hop
-  audio = jnp.zeros((1, samples))
-  features = jnp.zeros((1, samples // hop, config.teacher.dim))
-  codec_rng, disc_rng = jax.random.split(rng)
-  params = codec.init(codec_rng, audio, features)['params']
-  return params, discriminator.init(disc_rng, audio)['params']
 
 
 def calibrate(config, params, frozen, audio):

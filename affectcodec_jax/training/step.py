@@ -11,15 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from affectcodec_jax import losses
-from affectcodec_jax.models.codec import Codec
-from affectcodec_jax.teachers import encoder_features, teacher_features
-from affectcodec_jax.training.state import (
-  TrainState,
-  make_codec,
-  make_discriminator,
-  make_optimizer,
-)
+from affectcodec_jax.emotion.teachers import encoder_features, teacher_features
+from affectcodec_jax.models.codec import Codec, make_codec, make_discriminator
+from affectcodec_jax.training import losses
+from affectcodec_jax.training.state import TrainState, make_optimizer
 
 
 def draw_rates(config, rng, batch_size):

@@ -8,8 +8,8 @@ import soundfile
 
 from affectcodec_jax import api
 from affectcodec_jax.audio import SAMPLE_RATE, read_audio, resample, write_audio
-from affectcodec_jax.bitstream import write_tokens
 from affectcodec_jax.data.synthetic import SyntheticSource
+from affectcodec_jax.tokens.afc import write_tokens
 
 SECONDS = 5
 

@@ -1,0 +1,195 @@
+"""Makes the predictor of emotion from the tokens of one codec.
+
+  python -m affectcodec_jax.analysis.train_token_emotion --checkpoint pretrained \
+      --data SPEECH/manifest.jsonl --out token_emotion.safetensors --report token_emotion.json
+
+A logistic regression for one stage and for each rate of the codec. What it reads (the emotion block, the
+acoustic block or both) and how strongly it is regularised is chosen on the validation split; all three are
+scored on the test split, beside judges that hear the sound. Splits must have different speakers.
+Needs scikit-learn.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import numpy as np
+
+from affectcodec_jax.common.errors import UserError, run_command
+from affectcodec_jax.emotion.labels import EMOTIONS
+from affectcodec_jax.tokens import emotion as token_emotion
+
+STRENGTHS = (1e-3, 3e-3, 1e-2)  # C, the inverse of regularisation
+ABSENT = -1e4  # logit of an emotion that was not in the training data
+
+
+def main(argv=None):
+  """Entry point; returns the exit status."""
+  parser = argparse.ArgumentParser(
+      prog='python -m affectcodec_jax.analysis.train_token_emotion', description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--checkpoint', default='pretrained',
+                      help='workdir of a training run (default: the packaged codec)')
+  parser.add_argument('--data', required=True, help='a manifest with emotions, speakers and splits')
+  parser.add_argument('--out', required=True, help='the predictor, .safetensors')
+  parser.add_argument('--report', help='where to write the scores, .json')
+  args = parser.parse_args(argv)
+  return run_command(lambda: _run(args))
+
+
+def _run(args):
+  from affectcodec_jax.analysis import codes, probes
+  from affectcodec_jax.api import load
+  from affectcodec_jax.common.files import check_file, write_json
+  from affectcodec_jax.data.folder import list_rows, select_rows
+  probes.require_sklearn()
+  for path in filter(None, (args.out, args.report)):  # before the long part
+    check_file(path)
+  rows = list_rows(args.data)
+  check_speakers({split: {str(r.get('speaker')) for r in select_rows(rows, split, args.data)}
+                  for split in ('train', 'valid', 'test')})
+  codec = load(args.checkpoint)
+  levels = codes.emotion_blocks(codec.config.model, args.checkpoint)
+  train, valid = ([codes.encode_clip(codec, item)
+                   for item in codes.read_items(args.data, split, labelled=True)]
+                  for split in ('train', 'valid'))
+  test, heard = hear(codec, codes.read_items(args.data, 'test', labelled=True))
+  weights, scores = {}, {}
+  for stages in sorted({1, *codec.config.rates}):
+    scores[stages], fitted = fit_kinds(train, valid, test, levels, stages)
+    weights[stages] = scores[stages]['chosen'], fitted[scores[stages]['chosen']]
+  predictor = token_emotion.Predictor(codec.fingerprint, levels, weights)
+  token_emotion.save(args.out, predictor)
+  results = {'fingerprint': codec.fingerprint.hex(), 'step': codec.step,
+             'clips': {'train': len(train), 'valid': len(valid), 'test': len(test)},
+             'test_speakers': len({c.speaker for c in test}), 'chance': 1 / len({c.emotion for c in test}),
+             'stages': scores, 'heard': {name: score(test, p) for name, p in heard.items()}}
+  if args.report:
+    write_json(args.report, results)
+  print('\n'.join(table(results, codec.stage_kbps)))
+  print(f'{args.out}: {pathlib.Path(args.out).stat().st_size / 1000:.0f} kB')
+
+
+def hear(codec, items):
+  """Encodes items, and asks the networks that hear sound.
+
+  Returns:
+    list of `Clip`; {name: probabilities `[clips, emotions]`}: of the teacher and the independent judge on
+    the originals, of the judge on what is decoded at each rate.
+  """
+  from affectcodec_jax.analysis.codes import encode_clip
+  from affectcodec_jax.emotion import judges
+  judge, teacher = judges.network_judge(), judges.packaged_teacher()
+  clips, heard = [], []
+  for item in items:
+    clips.append(encode_clip(codec, item))
+    heard.append({'teacher on the original': teacher(item['audio']),
+                  'judge on the original': judge(item['audio'])} | {
+        f'judge on {codec.stage_kbps * m:g} kbps': judge(codec.decode(clips[-1].codes[:, :m]))
+        for m in codec.config.rates})
+  return clips, {name: np.stack([h[name] for h in heard]) for name in heard[0]}
+
+
+def check_speakers(splits):
+  """Refuses splits, {name: speakers}, that share one: a voice would be taken for an emotion.
+
+  Raises:
+    UserError: names one.
+  """
+  seen = {}
+  for split, speakers in splits.items():
+    for speaker in speakers:
+      if seen.setdefault(speaker, split) != split:
+        raise UserError(f'speaker {speaker} is in splits {seen[speaker]} and {split}; give splits that '
+                        'share no speaker')
+
+
+def fit_kinds(train, valid, test, levels, stages):
+  """A regression of each kind on the first `stages` stages.
+
+  Returns:
+    {'chosen': kind, 'emotion_minus_acoustic': in accuracy on `test`, kind: {'C', 'valid_log_loss', 'valid',
+    'test'}}, and {kind: `[1 + F, emotions]`}.
+  """
+  scores, fitted, heard = {}, {}, {}
+  for kind in token_emotion.KINDS:
+    x = [np.stack([token_emotion.features(c.codes[:, :stages], levels, kind) for c in clips])
+         for clips in (train, valid, test)]
+    fits = [(c, fit(x[0], [clip.emotion for clip in train], c)) for c in STRENGTHS]
+    losses = [log_loss(valid, token_emotion.apply(w, x[1])) for _, w in fits]
+    c, fitted[kind] = fits[int(np.argmin(losses))]
+    heard[kind] = token_emotion.apply(fitted[kind], x[2])
+    scores[kind] = {'C': c, 'valid_log_loss': min(losses), 'test': score(test, heard[kind]),
+                    'valid': score(valid, token_emotion.apply(fitted[kind], x[1]))}
+  chosen = min(token_emotion.KINDS, key=lambda kind: scores[kind]['valid_log_loss'])
+  lead = difference(test, heard['emotion'], heard['acoustic'])
+  return {'chosen': chosen, 'emotion_minus_acoustic': lead} | scores, fitted
+
+
+def fit(x, labels, strength):
+  """Weights `[1 + F, emotions]`, the intercept first, of a logistic regression on `[n, F]`.
+
+  Inputs are standardised, which the weights undo, and emotions count alike. An emotion that is not among
+  the labels has probability 0.
+
+  Raises:
+    UserError: fewer than two emotions.
+  """
+  from affectcodec_jax.analysis.probes import require_sklearn
+  classifier, make_pipeline, scaler = require_sklearn()
+  if len(set(labels)) < 2:
+    raise UserError('the training split has one emotion only; give files of two or more')
+  model = make_pipeline(scaler(), classifier(C=strength, class_weight='balanced', max_iter=1000))
+  scale, regression = model.fit(x.astype(np.float32), labels)
+  per_unit, intercept = regression.coef_ / scale.scale_, regression.intercept_  # [classes, F], [classes]
+  if len(regression.classes_) == 2:  # then there is one row, for the second
+    per_unit, intercept = np.stack([0 * per_unit[0], per_unit[0]]), np.array([0, intercept[0]])
+  weights = np.zeros((1 + x.shape[1], len(EMOTIONS)), np.float32)
+  weights[0] = ABSENT
+  weights[1:, regression.classes_] = per_unit.T
+  weights[0, regression.classes_] = intercept - per_unit @ scale.mean_
+  return weights
+
+
+def log_loss(clips, probabilities):
+  """Mean over emotions of the mean -log of their clips' own probability, which counts as 1e-6 at least."""
+  truth = np.array([c.emotion for c in clips])
+  loss = -np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-6))
+  return float(np.mean([loss[truth == e].mean() for e in np.unique(truth)]))
+
+
+def score(clips, probabilities):
+  """Unweighted accuracy of `[clips, emotions]` with its 95 % interval over speakers."""
+  from affectcodec_jax.analysis.probes import recall_interval
+  return recall_interval(np.array([c.emotion for c in clips]), probabilities.argmax(axis=1),
+                         np.array([c.speaker for c in clips]))
+
+
+def difference(clips, first, second):
+  """Unweighted accuracy of one less that of the other, `[clips, emotions]` each, with its interval."""
+  from affectcodec_jax.emotion.judges import unweighted_accuracy
+  from affectcodec_jax.evaluation.statistics import bootstrap, speaker_groups
+  truth = np.array([c.emotion for c in clips])
+  groups = speaker_groups([{'speaker': c.speaker} for c in clips])
+  guesses = [p.argmax(axis=1) for p in (first, second)]
+  return bootstrap(groups, lambda i: np.subtract(*(unweighted_accuracy(truth[i], g[i]) for g in guesses)))
+
+
+def table(results, stage_kbps):
+  """Lines that sum up `results`."""
+  def interval(s):
+    return f'{s["mean"]:.3f} [{s["low"]:.3f}, {s["high"]:.3f}]'
+
+  lines = [f'unweighted accuracy [95 % over {results["test_speakers"]} test speakers], '
+           f'{results["clips"]["test"]} clips, chance {results["chance"]:.3f}; * is kept']
+  for stages, kinds in results['stages'].items():
+    for kind in token_emotion.KINDS:
+      lines.append(f'{stage_kbps * stages:5g} kbps  {kind:8} {interval(kinds[kind]["test"])}  validation '
+                   f'{kinds[kind]["valid"]["mean"]:.3f}{" *" if kind == kinds["chosen"] else ""}')
+    lead = kinds['emotion_minus_acoustic']
+    lines.append(f'             emotion block less acoustic block {interval(lead)}')
+  return lines + [f'{name:24} {interval(s)}' for name, s in results['heard'].items()]
+
+
+if __name__ == '__main__':
+  sys.exit(main())

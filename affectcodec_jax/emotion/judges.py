@@ -1,0 +1,200 @@
+"""Emotion classifiers that are independent of the teacher, and how well any classifier does.
+
+Two judges: a packaged network (`emotion/judge.py`), and eGeMAPS functionals with a support vector
+machine, fitted to the packaged functionals of the same training speech, or to other speech by
+`python -m affectcodec_jax.emotion.judges`, which scores both beside the packaged teacher. The second needs
+opensmile (its own licence, free for research) and scikit-learn.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from affectcodec_jax.common.errors import UserError, require_extra, run_command
+from affectcodec_jax.emotion.labels import EMOTIONS
+
+PRETRAINED = pathlib.Path(__file__).parents[1] / 'pretrained'
+
+
+def network_judge():
+  """A function of audio `[samples]` at 16 kHz to probabilities `[emotions]`, by the packaged judge."""
+  from affectcodec_jax.emotion.judge import Judge
+  from affectcodec_jax.inference import weights
+  return _classifier(Judge(), weights.load_params(weights.PACKAGED_JUDGE))
+
+
+def packaged_teacher():
+  """The same by the packaged teacher, for comparison: it must not judge a codec that it taught."""
+  from affectcodec_jax.emotion.compact import Teacher
+  from affectcodec_jax.inference import weights
+  params = weights.load_params(weights.PACKAGED_TEACHER)
+  return _classifier(Teacher(params['norm']['bias'].shape[0]), params)
+
+
+def _classifier(network, params):
+  import jax
+  import numpy as np
+  apply = jax.jit(lambda audio, mask: jax.nn.softmax(network.apply({'params': params}, audio, mask)[0]))
+  return lambda audio: np.asarray(apply(*padded_clip(audio)))
+
+
+def padded_clip(audio, seconds=6):
+  """The first `seconds` of audio at the codec's level, `[1, samples]`, and the mask `[1, frames]`."""
+  import numpy as np
+
+  from affectcodec_jax.audio import level_gain
+  frames = seconds * 50
+  audio = np.asarray(audio, np.float32)[:frames * 320]
+  padded = np.zeros((1, frames * 320), np.float32)
+  padded[0, :len(audio)] = audio * 10 ** (level_gain(audio) / 20)
+  return padded, np.arange(frames)[None] < -(-len(audio) // 320)
+
+
+def egemaps():
+  """A function of audio `[samples]` at 16 kHz to the 88 eGeMAPSv02 functionals, at the codec's level.
+
+  Raises:
+    UserError: opensmile is not installed.
+  """
+  opensmile = require_extra('opensmile')
+  from affectcodec_jax.audio import level_gain
+  smile = opensmile.Smile(feature_set=opensmile.FeatureSet.eGeMAPSv02,
+                          feature_level=opensmile.FeatureLevel.Functionals)
+  return lambda audio: smile.process_signal(
+      audio * 10 ** (level_gain(audio) / 20), 16000).to_numpy()[0]
+
+
+def fit_svm(features, labels, valid_features, valid_labels):
+  """An RBF support vector machine on standardised functionals `[clips, 88]`.
+
+  C is the best of five on the validation clips. Returns a function of `[n, 88]` to probabilities
+  `[n, emotions]`: a softmax of one-against-rest scores, for comparing an original with its copy.
+
+  Raises:
+    UserError: scikit-learn is not installed.
+  """
+  require_extra('sklearn', 'scikit-learn')
+  import numpy as np
+  from scipy.special import softmax
+  from sklearn.metrics import balanced_accuracy_score
+  from sklearn.pipeline import make_pipeline
+  from sklearn.preprocessing import StandardScaler
+  from sklearn.svm import SVC
+  fitted = [make_pipeline(StandardScaler(), SVC(C=c, class_weight='balanced')).fit(features, labels)
+            for c in (0.3, 1, 3, 10, 30)]
+  best = max(fitted, key=lambda m: balanced_accuracy_score(valid_labels, m.predict(valid_features)))
+
+  def probabilities(x):
+    out = np.zeros((len(x), len(EMOTIONS)))
+    out[:, best.classes_] = softmax(best.decision_function(x), axis=1)
+    return out
+
+  return probabilities
+
+
+def svm_posteriors(folder=PRETRAINED):
+  """A function of functionals `[n, 88]` to probabilities `[n, emotions]`: the machine kept in `folder`.
+
+  Raises:
+    UserError: nothing kept there, or scikit-learn is not installed.
+  """
+  import numpy as np
+  path = pathlib.Path(folder) / 'egemaps.npz'
+  try:
+    with np.load(path) as kept:
+      return fit_svm(*(kept[k] for k in ('train', 'train_labels', 'valid', 'valid_labels')))
+  except (OSError, ValueError, KeyError) as e:
+    raise UserError(f'{path}: cannot be read; make it with python -m affectcodec_jax.emotion.judges') from e
+
+
+def score(items, predicted):
+  """How well emotions `predicted` `[n]` fit `items` with `emotion` and `corpus`.
+
+  Returns:
+    unweighted accuracy (mean recall over the emotions present), of all and of each corpus, with the
+    count of clips and the confusion table `[true][predicted]`.
+  """
+  import numpy as np
+  truth = np.array([item['emotion'] for item in items])
+  corpora = np.array([item.get('corpus', '') for item in items])
+  confusion = np.zeros((len(EMOTIONS), len(EMOTIONS)), np.int64)
+  np.add.at(confusion, (truth, predicted), 1)
+  return {'accuracy': unweighted_accuracy(truth, predicted), 'clips': len(items),
+          'corpora': {c: unweighted_accuracy(truth[corpora == c], predicted[corpora == c])
+                      for c in sorted(set(corpora))},
+          'confusion': confusion.tolist()}
+
+
+def unweighted_accuracy(truth, predicted):
+  """Mean recall over the emotions that occur in `truth`."""
+  import numpy as np
+  return float(np.mean([np.mean(predicted[truth == e] == e) for e in np.unique(truth)]))
+
+
+def labelled(source):
+  """The items of a source that can be read and have a known emotion.
+
+  Raises:
+    UserError: there are none.
+  """
+  items = [item for item in (source[i] for i in range(len(source)))
+           if item is not None and item['emotion'] >= 0]
+  if not items:
+    raise UserError('no clip of this split has a known emotion')
+  return items
+
+
+def main(argv=None):
+  """Entry point; returns the exit status."""
+  parser = argparse.ArgumentParser(
+      prog='python -m affectcodec_jax.emotion.judges', description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--data', required=True, help='a manifest with emotions and splits')
+  parser.add_argument('--out', required=True, help='folder for results.json and egemaps.npz')
+  args = parser.parse_args(argv)
+  return run_command(lambda: _run(args))
+
+
+def _run(args):
+  import numpy as np
+  import tqdm
+
+  from affectcodec_jax.common.files import make_folder, write_json
+  from affectcodec_jax.data.folder import FolderSource
+  from affectcodec_jax.evaluation import statistics
+  functionals, network, teacher = egemaps(), network_judge(), packaged_teacher()
+  out = make_folder(args.out)
+  clips, features, truth = {}, {}, {}
+  for split in ('train', 'valid', 'test'):
+    clips[split] = labelled(FolderSource(args.data, split))
+    features[split] = np.stack([functionals(c['audio']) for c in tqdm.tqdm(clips[split], desc=split)])
+    truth[split] = [c['emotion'] for c in clips[split]]
+  svm = fit_svm(features['train'], truth['train'], features['valid'], truth['valid'])
+  test = clips['test']
+  predicted = {'egemaps_svm': svm(features['test']).argmax(axis=1),
+               'network': np.array([network(c['audio']).argmax() for c in test]),
+               'teacher': np.array([teacher(c['audio']).argmax() for c in test])}
+  results = {name: score(test, p) for name, p in predicted.items()}
+  right, groups = np.array(truth['test']), statistics.speaker_groups(test)
+
+  def lead(i):
+    return (unweighted_accuracy(right[i], predicted['teacher'][i])
+            - unweighted_accuracy(right[i], predicted['egemaps_svm'][i]))
+
+  results['teacher_minus_svm'] = {
+      'over_speakers': statistics.bootstrap(groups, lead),
+      'over_clips': statistics.bootstrap([np.array([i]) for i in range(len(test))], lead)}
+  # The functionals are kept, not the machine: fitting takes seconds, and a pickle is not to be trusted.
+  np.savez(out / 'egemaps.npz', train=features['train'], train_labels=truth['train'],
+           valid=features['valid'], valid_labels=truth['valid'])
+  write_json(out / 'results.json', results)
+  for name in predicted:
+    result = results[name]
+    print(f'{name:12} unweighted accuracy on test speakers {result["accuracy"]:.3f}; '
+          + ', '.join(f'{k} {v:.3f}' for k, v in result['corpora'].items()))
+  for kind, m in results['teacher_minus_svm'].items():
+    print(f'teacher - egemaps_svm: {m["mean"]:+.3f} [{m["low"]:+.3f}, {m["high"]:+.3f}] {kind}')
+
+
+if __name__ == '__main__':
+  sys.exit(main())

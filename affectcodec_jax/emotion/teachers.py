@@ -1,0 +1,70 @@
+"""Which network tells the codec of emotion: the `teacher` section of a configuration.
+
+The parameters of these frozen networks travel as one tree, {'teacher': …, 'student': …}. Losses ask
+the teacher. The encoder asks the student where there is one (`teacher.student`), else the teacher;
+a codec in use holds only the one its encoder asks.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from affectcodec_jax.emotion.compact import Student, Teacher
+from affectcodec_jax.emotion.compact import context as speechnet_context
+from affectcodec_jax.emotion.emotion2vec import Emotion2Vec
+
+EMOTION2VEC = {'emotion2vec_base': (768, 12), 'emotion2vec_plus_large': (1024, 16)}  # width, heads
+KINDS = ('compact', *EMOTION2VEC)
+
+
+def make_teacher(config):
+  """The network of `teacher.kind`, with a method `features(audio, mask)`."""
+  if config.teacher.kind == 'compact':
+    return Teacher(config.teacher.dim)
+  # Blocks are recomputed in the backward pass: the cycle loss differentiates through all of them.
+  return Emotion2Vec(*EMOTION2VEC[config.teacher.kind], dtype=jnp.dtype(config.model.compute_dtype),
+                     remat=True)
+
+
+def make_student(params):
+  """The student that `params` belong to: its sizes are read off them."""
+  net = params['SpeechNet_0']
+  width = net['Conv_0']['bias'].shape[0]
+  return Student(params['Dense_0']['bias'].shape[0], width, sum(k.startswith('Conv_') for k in net) - 1)
+
+
+def teacher_features(config, frozen, audio, mask=None):
+  """The teacher's features of `[batch, samples]`, a multiple of 320; differentiable in `audio`.
+
+  Args:
+    config: the configuration.
+    frozen: {'teacher': its parameters}.
+    audio: `[batch, samples]` at 16 kHz and at the codec's level.
+    mask: `[batch, samples / 320]` bool, False on padding, or None.
+
+  Returns:
+    `[batch, samples / 320, teacher.dim]` float32.
+  """
+  network = make_teacher(config)
+  params = jax.lax.stop_gradient(frozen['teacher'])
+  return network.apply({'params': params}, audio, mask, method='features')
+
+
+def encoder_features(config, frozen, audio, mask=None):
+  """What the encoder reads, as `teacher_features`: the student's guess, or without one the teacher."""
+  if 'student' not in frozen:
+    return teacher_features(config, frozen, audio, mask)
+  params = jax.lax.stop_gradient(frozen['student'])
+  return make_student(params).apply({'params': params}, audio, mask)
+
+
+def emotion_context(config, frozen):
+  """Frames on either side that a frame of the emotion path depends on; None means the whole recording.
+
+  Args:
+    config: the configuration.
+    frozen: parameters of the network that the encoder reads (a student's sizes are read off them).
+  """
+  if 'student' not in frozen and config.teacher.kind in EMOTION2VEC:
+    return None  # attention over all frames
+  network = make_student(frozen['student']) if 'student' in frozen else make_teacher(config)
+  return speechnet_context(network.depth) + config.model.adapter_layers * (config.model.adapter_kernel // 2)

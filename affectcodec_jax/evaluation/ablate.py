@@ -1,0 +1,179 @@
+"""Trains the ablation's variants for an equal number of steps and scores them side by side.
+
+  python -m affectcodec_jax.evaluation.ablate --data SPEECH/manifest.jsonl --svm runs/judges \
+      --out runs/ablation
+
+Variants are those of `--config` (see configs/ablation.py), each with every seed of `--seeds`, in
+processes of their own, `--jobs` at a time. The same command continues where it was stopped and scores
+what is finished. Writes OUT/table.md, OUT/results.json and OUT/ablation.png; the runs with their logs are
+OUT/VARIANT/SEED.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+
+from affectcodec_jax.common import workers
+from affectcodec_jax.common.errors import UserError, run_command
+
+_MODULES = {'train': 'train', 'evaluate': 'evaluation.run'}
+VARIANTS = ('rvq', 'full_rfsq', 'bd_rfsq', 'multi_rate', 'cem')
+
+
+def main(argv=None):
+  """Entry point; returns the exit status."""
+  parser = argparse.ArgumentParser(
+      prog='python -m affectcodec_jax.evaluation.ablate', description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--config', default='configs/ablation.py')
+  parser.add_argument('--variants', nargs='+', default=list(VARIANTS), help='of the configuration')
+  parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
+  parser.add_argument('--steps', type=int, default=1000, help='of each run')
+  parser.add_argument('--data', required=True, help='a .jsonl manifest')
+  parser.add_argument('--metrics', nargs='+', default=['quick'], help="of evaluate (default 'quick')")
+  parser.add_argument('--svm', 
+                      help='folder of python -m affectcodec_jax.emotion.judges, for the packaged machine')
+  parser.add_argument('--limit', type=int, default=240, help='test files to score; 0 for all')
+  parser.add_argument('--jobs', type=int, default=1, help='runs at a time, sharing the processors')
+  parser.add_argument('--out', required=True)
+  args = parser.parse_args(argv)
+  return run_command(lambda: ablate(args))
+
+
+def ablate(args):
+  """Runs what is not yet there, then writes the tables."""
+  from affectcodec_jax.common.files import make_folder, write_json, write_whole
+  if min(args.steps, args.jobs) < 1:
+    raise UserError('--steps and --jobs must be at least 1')
+  out = make_folder(args.out)
+  todo = [(variant, seed) for seed in args.seeds for variant in args.variants]  # a seed at a time
+  failed, lock = [], threading.Lock()
+
+  def work():
+    while not failed:
+      with lock:
+        if not todo:
+          return
+        variant, seed = todo.pop(0)
+      problem = _run_one(args, variant, seed, out / variant / str(seed))
+      if problem:
+        failed.append(problem)
+
+  workers = [threading.Thread(target=work) for _ in range(args.jobs)]
+  for worker in workers:
+    worker.start()
+  for worker in workers:
+    worker.join()
+  if failed:
+    raise UserError(failed[0])
+  results = {variant: {seed: json.loads((out / variant / str(seed) / 'test' / 'results.json').read_text())
+                       for seed in args.seeds} for variant in args.variants}
+  summary = {'steps': args.steps, 'limit': args.limit, 'variants': results}
+  write_json(out / 'results.json', summary)
+  table = make_table(results)
+  write_whole(out / 'table.md', (table + '\n').encode())
+  print(table)
+  _plot(results, out / 'ablation.png')
+
+
+def _run_one(args, variant, seed, workdir):
+  """Trains and scores one run; returns what went wrong, or None."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  env = dict(os.environ)
+  if args.jobs > 1:  # each run its share of the processors
+    threads = max(1, workers.cores() // args.jobs)
+    env['XLA_FLAGS'] = (env.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
+                        f' intra_op_parallelism_threads={threads}').strip()
+    env['OMP_NUM_THREADS'] = str(threads)
+  train = ['train', '--config', f'{args.config}:{variant}', '--workdir', workdir,
+           f'--config.seed={seed}', f'--config.train.steps={args.steps}',
+           f'--config.data.path={args.data}']
+  score = ['evaluate', '--checkpoint', workdir, '--data', args.data, '--split', 'test', '--labelled',
+           '--limit', str(args.limit), '--out', workdir / 'test', '--metrics', *args.metrics,
+           '--peers', 'none', '--jobs', '1', '--no-report']
+  if args.svm:
+    score += ['--svm', args.svm]
+  done = workdir / 'test' / 'results.json'
+  if done.exists() and json.loads(done.read_text())['step'] == args.steps:
+    print(f'{variant}, seed {seed}: done', flush=True)
+    return None
+  for command in (train, score):
+    print(f'{variant}, seed {seed}: {command[0]}', flush=True)
+    with open(workdir / 'log.txt', 'a') as log:
+      status = subprocess.run([sys.executable, '-m', f'affectcodec_jax.{_MODULES[command[0]]}',
+                               *map(str, command[1:])], stdout=log, stderr=log, env=env).returncode
+    if status:
+      return f'{variant}, seed {seed}: {command[0]} failed; see {workdir}/log.txt'
+  if json.loads(done.read_text())['step'] != args.steps:  # asked to end, it saved and left
+    return f'{variant}, seed {seed}: stopped before step {args.steps}; run the same command again'
+  return None
+
+
+def rates(results):
+  """The codec's rates in kbit/s."""
+  first = next(iter(next(iter(results.values())).values()))
+  return [r['kbps'] for r in first['systems'].values() if r['system'] == 'affectcodec']
+
+
+def value(result, kbps, metric):
+  """A run's mean of a metric at a rate; NaN where it was not measured."""
+  m = result['systems'][f'affectcodec {kbps:g}']['scores'].get(metric)
+  return m['mean'] if m else float('nan')
+
+
+def columns(results):
+  """{heading: (metric, digits)}: emotion by each judge that there was, then sound."""
+  judges = next(iter(next(iter(results.values())).values()))['judges']
+  return ({f'MEDR % ({j})': (f'{j}_macro', 1) for j in judges}
+          | {f'agreement ({j})': (f'{j}_agreement', 3) for j in judges}
+          | {f'variation ({j})': (f'{j}_variation', 3) for j in judges}
+          | {'F0 correlation': ('f0_correlation', 3), 'STOI': ('stoi', 3), 'mel distance': ('mel', 3)})
+
+
+def make_table(results):
+  """A Markdown table: a row a rate and variant, mean over seeds and half the range between them."""
+  metrics = columns(results)
+  lines = ['| kbps | variant | ' + ' | '.join(metrics) + ' |', '|---' * (2 + len(metrics)) + '|']
+  for kbps in rates(results):
+    for variant, runs in results.items():
+      cells = []
+      for metric, digits in metrics.values():
+        seen = [value(r, kbps, metric) for r in runs.values()]
+        spread = f' ± {(max(seen) - min(seen)) / 2:.{digits}f}' if len(seen) > 1 else ''
+        cells.append(f'{sum(seen) / len(seen):.{digits}f}{spread}')
+      lines.append(f'| {kbps:g} | {variant} | ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines)
+
+
+def _plot(results, path):
+  from affectcodec_jax.evaluation.charts import require_matplotlib
+  try:
+    plt = require_matplotlib()
+  except UserError as e:
+    print(f'no plot: {e}')
+    return
+  metrics = columns(results)
+  shown = [c for c in metrics if c.startswith(('MEDR', 'variation (network)', 'STOI', 'mel'))]
+  figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.6), constrained_layout=True)
+  for axis, column in zip(axes, shown):
+    for variant, runs in results.items():
+      seen = [[value(r, kbps, metrics[column][0]) for kbps in rates(results)] for r in runs.values()]
+      means = [sum(v) / len(v) for v in zip(*seen)]
+      spread = [(max(v) - min(v)) / 2 for v in zip(*seen)]
+      axis.errorbar(rates(results), means, yerr=spread, marker='o', capsize=3, label=variant)
+    axis.set_title(column)
+    axis.set_xscale('log', base=2)
+    axis.set_xticks(rates(results), [f'{k:g}' for k in rates(results)])
+    axis.minorticks_off()
+    axis.set_xlabel('kbps')
+    axis.grid(alpha=0.3)
+  axes[0].legend()
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,116 @@
+"""Two systems of an evaluation on the same files, with the confidence of what is between them.
+
+  python -m affectcodec_jax.evaluation.compare OUT/files.csv "affectcodec 1.5" "codec2 3.2"
+
+Prints a row a metric: the mean of each, and their difference with its 95 % interval, by drawing speakers:
+both systems of a draw on the same files, so what makes a file hard does not widen it. `better` and `worse`
+are said of the first system where the interval leaves zero out.
+"""
+
+import argparse
+import csv
+import pathlib
+import sys
+
+import numpy as np
+
+from affectcodec_jax.common.errors import UserError, run_command
+from affectcodec_jax.evaluation.statistics import Speakers
+from affectcodec_jax.evaluation.summary import COLUMNS
+
+
+def read_files(path, label):
+  """Rows of one system in a `files.csv` of the evaluation, {file: {column: text}}.
+
+  Raises:
+    UserError: not such a file, or no such system in it.
+  """
+  try:
+    with open(path, newline='', encoding='utf-8') as f:
+      rows = list(csv.DictReader(f))
+    labels = list(dict.fromkeys(r['label'] for r in rows))
+    of_label = {r['file']: r for r in rows if r['label'] == label and r['speaker'] is not None
+                and r['emotion'] is not None}
+  except (OSError, UnicodeDecodeError, KeyError, csv.Error) as e:
+    raise UserError(f'{path}: cannot be read ({type(e).__name__}); give files.csv of an evaluation') from e
+  if label not in labels:
+    raise UserError(f'{path}: no system {label!r}; it has {", ".join(labels)}')
+  return of_label
+
+
+def compare(path, first, second):
+  """[(metric's heading, first's mean, second's, difference or None)] of two systems, by their labels.
+
+  Means are over the files that both have a score of. The difference is first minus second, {'mean', 'low',
+  'high', 'sign'}, with sign +1 where more is better.
+
+  Raises:
+    UserError: as `read_files`, no file in common, or a score that is not a number.
+  """
+  systems = [read_files(path, label) for label in (first, second)]
+  originals = read_files(path, 'original')
+  files = [f for f in systems[0] if f in systems[1]]
+  if not files:
+    raise UserError(f'{path}: {first} and {second} have no file in common')
+  rows = [[s[f] for f in files] for s in systems]
+  results = []
+  judges = [k.removesuffix('_heard') for k in rows[0][0] if k.endswith('_heard')]
+  for judge in judges:  # recall lost, where the emotion is known
+    column = f'{judge}_heard'
+    known = [i for i, f in enumerate(files) if rows[0][i]['emotion'] and originals[f][column]
+             and all(r[i][column] for r in rows)]
+    if known:
+      speakers = Speakers([rows[0][i] for i in known])
+      truth = np.array([rows[0][i]['emotion'] for i in known])
+      before, *after = (np.array([r[column] for r in system]) for system in (
+          [originals[files[i]] for i in known], *([r[i] for i in known] for r in rows)))
+      drawn = [speakers.degradation(truth, before, a, macro=True) for a in after]
+      results.append((f'MEDR % ({judge})', *_difference(speakers, drawn, -1)))
+  columns = {f'{j}_agreement': (f'agreement ({j})', 1) for j in judges}
+  columns |= {name: (heading, sign) for name, (heading, sign, _) in COLUMNS.items()}
+  for name, (heading, sign) in columns.items():
+    parts = ('word_errors', 'words') if name == 'wer' else (name,)
+    known = [i for i, pair in enumerate(zip(*rows)) if all(r.get(parts[0]) not in (None, '') for r in pair)]
+    if known:
+      speakers = Speakers([rows[0][i] for i in known])
+      try:
+        drawn = [speakers.ratios(*(np.array([float(r[i][p]) for i in known]) for p in parts)) for r in rows]
+      except ValueError as e:
+        raise UserError(f'{path}: column {name}: {e}') from e
+      results.append((heading, *_difference(speakers, drawn, sign)))
+  return results
+
+
+def _difference(speakers, drawn, sign):
+  """Means of both, and the interval of the first minus the second."""
+  between = speakers.interval(drawn[0] - drawn[1])
+  return drawn[0][0], drawn[1][0], between and between | {'sign': sign}
+
+
+def table(results, first, second):
+  """Markdown of `compare`'s results."""
+  lines = [f'| | {first} | {second} | difference | |', '|---|---|---|---|---|']
+  for heading, a, b, d in results:
+    if d is None:
+      continue
+    ends = d['sign'] * d['low'], d['sign'] * d['high']
+    said = 'better' if min(ends) > 0 else 'worse' if max(ends) < 0 else ''
+    lines.append(f'| {heading} | {a:.4g} | {b:.4g} | {d["mean"]:+.3g} [{d["low"]:+.3g}, {d["high"]:+.3g}] '
+                 f'| {said} |')
+  return '\n'.join(lines)
+
+
+def main(argv=None):
+  """Entry point; returns the exit status."""
+  parser = argparse.ArgumentParser(prog='python -m affectcodec_jax.evaluation.compare', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('files', help='files.csv of an evaluation')
+  parser.add_argument('first', help="a system, such as 'affectcodec 1.5'")
+  parser.add_argument('second', help="another, such as 'codec2 3.2'")
+  args = parser.parse_args(argv)
+  return run_command(lambda: print(table(
+      compare(pathlib.Path(args.files), args.first, args.second), args.first, args.second)))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

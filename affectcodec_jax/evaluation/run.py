@@ -1,0 +1,226 @@
+"""Scores a codec on a set of files at every rate, beside other codecs on the same files.
+
+  python -m affectcodec_jax.evaluation.run --checkpoint runs/speech --data SPEECH/manifest.jsonl \
+      --split test --out runs/speech/test
+
+Each file is brought to the codec's level, encoded once and decoded from every prefix of its tokens; so do
+the peers at their rates. Writes OUT/results.json (means, 95 % bootstrap intervals over speakers),
+OUT/files.csv (one row a file and system) and OUT/report.html, a page that needs nothing else. Scores are
+kept: the same command goes on where it stopped, and peers are not measured again for the next checkpoint.
+Packages of requirements-eval.txt that are not installed are reported as absent.
+"""
+
+import argparse
+import os
+import sys
+
+from affectcodec_jax.common import workers
+from affectcodec_jax.common.errors import UserError, run_command
+
+
+def main(argv=None):
+  """Entry point; returns the exit status."""
+  parser = argparse.ArgumentParser(
+      prog='python -m affectcodec_jax.evaluation.run', description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--checkpoint', default='pretrained',
+                      help="workdir of a training run (default: the packaged codec); 'none': peers alone")
+  parser.add_argument('--data', required=True, help='a directory, a .jsonl manifest or a recording')
+  parser.add_argument('--split', default='test', help="which split of it (default 'test'), or all")
+  parser.add_argument('--limit', type=int, default=0, help='at most so many files, evenly spread')
+  parser.add_argument('--labelled', action='store_true', help='only files with a known emotion')
+  parser.add_argument('--metrics', nargs='+', default=['all'],
+                      help="'all', 'quick' (without the two slowest), or names (see docs/evaluation.md)")
+  parser.add_argument('--peers', nargs='+', default=['opus', 'codec2', 'amrwb', 'speex'],
+                      help="codecs to compare with, neural ones as MODEL@KBPS,KBPS; 'none' for none")
+  parser.add_argument('--classifier', nargs='+', default=[], metavar='MODEL',
+                      help='emotion classifiers or valence/arousal/dominance regressors for transformers')
+  parser.add_argument('--svm',
+                      help='folder of python -m affectcodec_jax.emotion.judges, for the packaged machine')
+  parser.add_argument('--jobs', type=int, default=workers.cores(), help='processes')
+  parser.add_argument('--clips', type=int, default=4, help='files to hear and see in the report')
+  parser.add_argument('--no-report', action='store_true', help='leave report.html out')
+  parser.add_argument('--cache', help="folder of scores (default: the user's cache folder)")
+  parser.add_argument('--out', required=True, help='folder for the results')
+  args = parser.parse_args(argv)
+  return run_command(lambda: evaluate(args))
+
+
+def evaluate(args):
+  """Scores the files and writes the results."""
+  import tqdm
+
+  from affectcodec_jax.common.files import make_folder, write_json
+  from affectcodec_jax.data.folder import FolderSource
+  from affectcodec_jax.emotion import judges
+  from affectcodec_jax.evaluation import facts, scoring, summary
+
+  if args.limit < 0 or args.jobs < 1 or args.clips < 0:
+    raise UserError('--limit and --clips must be at least 0, --jobs at least 1')
+  out, cache = make_folder(args.out), make_folder(args.cache or default_cache())
+  metrics, absent = choose_metrics(args.metrics)
+  models = {name: model_version(name) for name in args.classifier}
+  svm = None
+  if 'egemaps' in metrics:
+    try:
+      svm = judges.svm_posteriors(args.svm or judges.PRETRAINED)
+    except UserError as e:
+      absent['svm'] = str(e)
+  if args.svm and not svm:
+    raise UserError('--svm needs ' + absent.get('svm', 'metric egemaps'))
+  peers = [] if args.peers == ['none'] else args.peers
+  systems, codec, no_peers = scoring.make_systems(args.checkpoint, peers)
+  absent |= no_peers
+  if len(systems) == 1:
+    raise UserError('nothing to score: give a --checkpoint, or --peers that are installed')
+  for name, why in absent.items():
+    print(f'{name}: absent ({why})', file=sys.stderr)
+  source = FolderSource(args.data, None if args.split == 'all' else args.split)
+  chosen = choose_files(source, args)
+
+  places = {}  # where in the source a file is
+
+  def items():
+    for i in chosen:
+      item = source[i]
+      if item is not None:
+        places[item['name']] = i
+        yield item
+
+  rows, signal = [], []
+  scored = scoring.score_files(items(), args.checkpoint, peers, metrics, models, cache, args.jobs)
+  for item, records in tqdm.tqdm(scored, total=len(chosen), unit='file', smoothing=0):
+    rows += summary.make_rows(item, records)
+    if sum(map(len, signal)) < facts.SECONDS * 16000:
+      signal.append(scoring.levelled(item['audio']))
+  if not rows:
+    raise UserError(f'{args.data}: no file of it could be read')
+  heard = [name for name in ('network', *models) if any(r.get(name) is not None for r in rows)]
+  heard = summary.add_judgements(rows, heard, svm)
+  signal = facts.test_signal(signal)
+  results = {
+      'checkpoint': str(args.checkpoint), 'step': codec.step if codec else None, 'split': args.split,
+      'files': len({r['file'] for r in rows}), 'speakers': len({r['speaker'] or r['file'] for r in rows}),
+      'seconds': sum(r['seconds'] for r in rows if r['system'] == 'original'),
+      'skipped': source.skipped, 'judges': heard, 'metrics': metrics | models, 'absent': absent,
+      'systems': summary.summarise(rows, heard)}
+  for system in systems[1:]:
+    try:  # a copy each time: the codec under test does not encode the same array twice
+      factor = facts.real_time_factor(
+          lambda run=system.run: run(signal.copy()), len(signal) / 16000, times=3)
+    except Exception as e:  # of a peer; its scores say so too
+      print(f'{system.label}: not timed ({type(e).__name__}: {e})', file=sys.stderr)
+      factor = None
+    results['systems'][system.label]['encode_and_decode'] = factor
+  if codec:
+    top = max((s for s in systems if s.name == 'affectcodec'), key=lambda s: s.kbps).label
+    results['codec'] = facts.codec_facts(
+        codec, signal, [r['codes'] for r in rows if r['label'] == top and r['codes']])
+  write_rows(out / 'files.csv', rows)
+  write_json(out / 'results.json', results)
+  print(overview(results))
+  if not args.no_report:
+    from affectcodec_jax.evaluation import report
+    try:
+      report.write_report(out / 'report.html', results, rows, systems, lambda name: source[places[name]],
+                          args.clips)
+      print(f'report: {out / "report.html"}')
+    except UserError as e:
+      print(f'no report: {e}', file=sys.stderr)
+
+
+def default_cache():
+  """Where scores are kept: in the user's cache folder."""
+  root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return os.path.join(root, 'affectcodec_jax', 'scores')
+
+
+def choose_metrics(names):
+  """({name: version}, {name: why it is absent}) of 'all', 'quick' or names.
+
+  Raises:
+    UserError: no such metric, or one asked for by its name is not installed.
+  """
+  from affectcodec_jax.evaluation.metrics import METRICS, version
+  every = {'all': list(METRICS), 'quick': [k for k, m in METRICS.items() if m.quick]}
+  named = names[0] not in every
+  if not named and len(names) > 1:
+    raise UserError(f"--metrics {names[0]} stands alone; leave out {' '.join(names[1:])}")
+  chosen = list(names) if named else every[names[0]]
+  versions, absent = {}, {}
+  for name in chosen:
+    if name not in METRICS:
+      raise UserError(f"no metric '{name}'; there are {', '.join(METRICS)}")
+    try:
+      versions[name] = version(METRICS[name])
+    except UserError as e:
+      if named:
+        raise
+      absent[name] = str(e)
+  return versions, absent
+
+
+def model_version(name):
+  """What tells whether a user's model is still the one that judged: its folder's newest file.
+
+  Raises:
+    UserError: it does not load.
+  """
+  import pathlib
+
+  from affectcodec_jax.evaluation.classifiers import hugging_face
+  hugging_face(name)  # now, not after an hour
+  files = [p for p in pathlib.Path(name).rglob('*') if p.is_file()] if pathlib.Path(name).is_dir() else []
+  return f'{name} {max((int(p.stat().st_mtime) for p in files), default="")}'.strip()
+
+
+def choose_files(source, args):
+  """Numbers of the files to score, evenly spread over the split."""
+  import numpy as np
+  wanted = [i for i in range(len(source)) if not args.labelled or source.emotion(i) >= 0]
+  if not wanted:
+    raise UserError(f'{args.data}: no file of split {args.split} has a known emotion')
+  count = min(args.limit or len(wanted), len(wanted))
+  return [wanted[i] for i in np.linspace(0, len(wanted) - 1, count).astype(int)]
+
+
+def write_rows(path, rows):
+  """The scalar scores of every file and system as CSV."""
+  import csv
+  import io
+
+  from affectcodec_jax.common.files import write_whole
+  from affectcodec_jax.emotion.labels import EMOTIONS
+  kept = [k for k in dict.fromkeys(k for r in rows for k in r)
+          if k not in ('problems', 'codes') and not any(isinstance(r.get(k), list) for r in rows)]
+  text = io.StringIO()
+  writer = csv.DictWriter(text, kept, extrasaction='ignore')
+  writer.writeheader()
+  for row in rows:
+    names = {k: EMOTIONS[v] if v >= 0 else '' for k, v in row.items()
+             if k == 'emotion' or (k.endswith('_heard') and len(row[k[:-6]]) == len(EMOTIONS))}
+    writer.writerow(row | names)
+  write_whole(path, text.getvalue().encode())
+
+
+def overview(results):
+  """The table that the command prints: a line a system."""
+  shown = {'measured': 'kbps', **{f'{j}_macro': f'MEDR {j}' for j in results['judges']},
+           'network_agreement': 'agree', 'f0_correlation': 'F0 corr', 'pesq': 'PESQ', 'estoi': 'ESTOI',
+           'visqol': 'ViSQOL', 'distillmos': 'DMOS', 'mel': 'mel', 'speaker_resemblyzer': 'speaker',
+           'wer': 'WER'}
+  lines = [f'{results["files"]} files of {results["speakers"]} speakers; means, intervals in results.json',
+           f'{"":18}' + ''.join(f'{h:>14}' for h in shown.values())]
+  for label, r in results['systems'].items():
+    cells = [f'{r["measured_kbps"]:.2f}' if r['measured_kbps'] else '']
+    for name in list(shown)[1:]:
+      score = r['scores'].get(name)
+      cells.append(f'{score["mean"]:.3f}' if score else 'absent')
+    lines.append(f'{label:18}' + ''.join(f'{c:>14}' for c in cells))
+  problems = {f'{label}, {metric}: {p["count"]} files not scored, first {p["first"]}'
+              for label, r in results['systems'].items() for metric, p in r['problems'].items()}
+  return '\n'.join([*lines, *sorted(problems)])
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,84 @@
+"""A codec as a folder of small files: what the package carries, and what to give to others.
+
+  python -m affectcodec_jax.training.publish RUN OUT
+
+OUT then goes wherever a run goes for using the codec, and into `train --init_from OUT`:
+
+  codec.json                 configuration, training steps, fingerprint of what is below
+  codec.safetensors          the codec's parameters (the average over steps), float16
+  discriminator.safetensors  the discriminator at that step, float16, for training on
+  teacher.safetensors        the emotion teacher, float16, and student.safetensors where there is one
+"""
+
+import json
+import pathlib
+
+from affectcodec_jax.common.errors import UserError
+
+CONFIG, CODEC, DISCRIMINATOR = 'codec.json', 'codec.safetensors', 'discriminator.safetensors'
+
+
+def find(name):
+  """The folder that --init_from names: 'pretrained' is the package's.
+
+  Raises:
+    UserError: it holds no released codec.
+  """
+  from affectcodec_jax.inference import weights
+  path = weights.PACKAGED if name == 'pretrained' else pathlib.Path(name)
+  if not is_release(path):
+    raise UserError(f'--init_from {name}: not a released codec (no {CONFIG} there); make one by '
+                    'python -m affectcodec_jax.training.publish RUN OUT')
+  return path
+
+
+def is_release(path):
+  """Whether a folder is one that `save` wrote."""
+  return (pathlib.Path(path) / CONFIG).exists()
+
+
+def load(path):
+  """(configuration, parameters, what the encoder reads, step) of such a folder.
+
+  Raises:
+    UserError: a file is missing or not what was released.
+  """
+  from ml_collections import ConfigDict
+
+  from affectcodec_jax.config import CODEC_FIELDS, require
+  from affectcodec_jax.inference import weights
+  path = pathlib.Path(path)
+  try:
+    card = json.loads((path / CONFIG).read_text())
+    step, fingerprint, config = card['step'], card['fingerprint'], ConfigDict(card['config'])
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(f'{path}: not a released codec ({type(e).__name__}: {e}); make one by '
+                    'python -m affectcodec_jax.training.publish RUN OUT') from e
+  require(config, CODEC_FIELDS, path / CONFIG)
+  params, frozen = weights.load_params(path / CODEC), weights.load_encoder_network(config, path)
+  if weights.fingerprint(config.model.to_dict(), params, frozen).hex() != fingerprint:
+    raise UserError(f'{path}: its files are not those that were released (fingerprint {fingerprint}); '
+                    'install or copy them again')
+  return config, params, frozen, step
+
+
+def initialise(state, config, path):
+  """`state` of step 0, with codec and discriminator of a released folder in the place of untrained ones.
+
+  Raises:
+    UserError: a codec of other sizes than `config` has.
+  """
+  from affectcodec_jax.inference import weights
+  theirs, params, _, _ = load(path)
+  fields = [(s, name) for s in ('model', 'discriminator') for name in config[s]]
+  for section, name in [*fields, ('teacher', 'kind'), ('teacher', 'dim')]:
+    value, ours = (json.dumps(c.to_dict()[section].get(name), sort_keys=True) for c in (theirs, config))
+    if value != ours:
+      raise UserError(f'--init_from {path}: that codec has {section}.{name}={value}, this configuration '
+                      f'{ours}; give the same value')
+  if theirs.teacher.student and not config.teacher.student:
+    raise UserError(f'--init_from {path}: its encoder reads a student; give '
+                    f'--config.teacher.student={path}/student.safetensors')
+  # Two copies of the codec: a step gives the memory of both away.
+  return state.replace(params=params, ema=weights.load_params(path / CODEC),
+                       disc_params=weights.load_params(path / DISCRIMINATOR))

@@ -1,0 +1,116 @@
+"""Parameter trees as safetensors files, and the fingerprint that ties tokens to a model."""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import write_whole
+from affectcodec_jax.emotion.teachers import make_student, make_teacher
+
+PACKAGED = pathlib.Path(__file__).parents[1] / 'pretrained'
+PACKAGED_TEACHER = PACKAGED / 'teacher.safetensors'
+PACKAGED_JUDGE = PACKAGED / 'judge.safetensors'
+
+
+def save_params(path, params, dtype=np.float32):
+  """Writes a parameter tree; the file appears whole or not at all."""
+  # In C order: safetensors writes an array's memory as it lies.
+  flat = {k: np.array(v, dtype, order='C') for k, v in traverse_util.flatten_dict(params, sep='/').items()}
+  write_whole(path, safetensors.numpy.save(flat))
+
+
+def load_params(path):
+  """Reads a parameter tree as float32.
+
+  Raises:
+    UserError: no such file, or not a safetensors file.
+  """
+  if not os.path.exists(path):
+    raise UserError(f'{path}: no such file')
+  try:
+    flat = safetensors.numpy.load_file(path)
+  except (safetensors.SafetensorError, OSError) as e:
+    raise UserError(f'{path}: not a readable safetensors file ({e})') from e
+  return traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in flat.items()}, sep='/')
+
+
+def load_teacher(config, path=''):
+  """Parameters of the teacher that `config.teacher` describes; '' is the compact one in the package.
+
+  Raises:
+    UserError: not such a teacher.
+  """
+  path = path or PACKAGED_TEACHER
+  if not os.path.exists(path):
+    raise UserError(f'{path}: no such file; train a teacher with python -m '
+                    'affectcodec_jax.emotion.train_teacher, or leave teacher.path empty')
+  params = load_params(path)
+  network = make_teacher(config)
+  features = (jnp.zeros((1, 3200)), jnp.ones((1, 10), bool))
+  shapes = jax.eval_shape(functools.partial(network.init, method='features'), jax.random.PRNGKey(0),
+                          *features)['params']
+  what = f'a {config.teacher.kind} teacher of width teacher.dim={config.teacher.dim}'
+  _check_shapes(path, params, shapes, what)
+  return params
+
+
+def load_student(config, path):
+  """Parameters of a student of this configuration's teacher.
+
+  Raises:
+    UserError: not a student, or one of features of another width.
+  """
+  params = load_params(path)
+  try:
+    network = make_student(params)
+  except (KeyError, TypeError, IndexError) as e:
+    raise UserError(f'{path}: not a student; make one with python -m affectcodec_jax.emotion.distil') from e
+  if network.dim != config.teacher.dim:
+    raise UserError(f'{path}: a student of features {network.dim} wide, but teacher.dim='
+                    f'{config.teacher.dim}')
+  shapes = jax.eval_shape(network.init, jax.random.PRNGKey(0), jnp.zeros((1, 3200)))['params']
+  _check_shapes(path, params, shapes, 'a student')
+  return params
+
+
+def load_frozen(config, workdir):
+  """The emotion networks of a finished run: {'teacher': …}, and {'student': …} where it has one."""
+  teacher = {'teacher': load_teacher(config, workdir / 'teacher.safetensors')}
+  return (teacher | load_encoder_network(config, workdir)) if config.teacher.student else teacher
+
+
+def load_encoder_network(config, workdir):
+  """What the encoder of a finished run reads: {'student': …} where there is one, else {'teacher': …}."""
+  if config.teacher.student:
+    return {'student': load_student(config, workdir / 'student.safetensors')}
+  return {'teacher': load_teacher(config, workdir / 'teacher.safetensors')}
+
+
+def _check_shapes(path, params, wanted, what):
+  """Every wanted parameter must be there in its shape; others (a head) may be."""
+  have, want = ({k: np.shape(v) for k, v in traverse_util.flatten_dict(tree, sep='/').items()}
+                for tree in (params, wanted))
+  for name in sorted(want):
+    if have.get(name) != want[name]:
+      raise UserError(f'{path}: not {what}: {name} is {have.get(name, "absent")}, should be '
+                      f'{want[name]}')
+
+
+def fingerprint(model_config, params, frozen):
+  """8 bytes that differ between any two models whose tokens do not fit each other."""
+  digest = hashlib.sha256(json.dumps(model_config, sort_keys=True).encode())
+  for tree in (params, frozen):
+    for name, value in sorted(traverse_util.flatten_dict(tree, sep='/').items()):
+      digest.update(name.encode())
+      digest.update(np.ascontiguousarray(value, np.float32).tobytes())
+  return digest.digest()[:8]

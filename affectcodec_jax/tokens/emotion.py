@@ -1,0 +1,159 @@
+"""Emotion told from tokens alone: neither the codec nor the sound is needed. NumPy only, no JAX.
+
+An utterance is described by how often its codes and their changes occur, and a multinomial logistic
+regression tells the eight emotions from that. What codes mean differs from codec to codec, so a predictor
+belongs to one fingerprint; `python -m affectcodec_jax.analysis.train_token_emotion` makes it.
+"""
+
+import json
+import math
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import write_whole
+from affectcodec_jax.emotion.labels import EMOTIONS, VALENCE_AROUSAL_DOMINANCE
+
+PACKAGED = pathlib.Path(__file__).parents[1] / 'pretrained' / 'token_emotion.safetensors'
+KINDS = ('emotion', 'acoustic', 'both')
+HOW_TO_MAKE = ('make one with python -m affectcodec_jax.analysis.train_token_emotion --checkpoint CODEC '
+               '--data MANIFEST --out FILE and give --predictor FILE')
+
+
+class Predictor(NamedTuple):
+  """Logistic regressions on the tokens of one codec.
+
+  Attributes:
+    fingerprint: 8 bytes, of the codec.
+    levels: FSQ levels of the blocks, {'emotion': …, 'acoustic': …}.
+    weights: {stages: (kind, `[1 + F, emotions]` float32)}, the intercept first: one regression for each
+      number of stages, on `features` of that kind.
+  """
+
+  fingerprint: bytes
+  levels: dict
+  weights: dict
+
+  def stages_used(self, stages):
+    """The most stages, of `stages` that tokens have, that there is a regression for.
+
+    Raises:
+      UserError: there is none for so few.
+    """
+    fit = [m for m in self.weights if m <= stages]
+    if not fit:
+      raise UserError(f'this predictor needs {min(self.weights)} stages or more, the tokens have {stages}')
+    return max(fit)
+
+  def probabilities(self, codes):
+    """Probabilities `[emotions]` of codes `[frames, stages]`; stages in between rates are left out."""
+    stages = self.stages_used(codes.shape[1])
+    kind, weights = self.weights[stages]
+    return apply(weights, features(codes[:, :stages], self.levels, kind))
+
+  def predict(self, tokens):
+    """The same of `Tokens`.
+
+    Raises:
+      UserError: tokens of another codec, or of too few stages.
+    """
+    if tokens.fingerprint != self.fingerprint:
+      raise UserError(f'these tokens were made by model {tokens.fingerprint.hex()}, the predictor is for '
+                      f'{self.fingerprint.hex()}; {HOW_TO_MAKE}')
+    return self.probabilities(tokens.codes)
+
+
+def apply(weights, x):
+  """Probabilities `[..., emotions]` of features `[..., F]` by a regression `[1 + F, emotions]`."""
+  logits = weights[0] + x @ weights[1:]
+  p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  return p / p.sum(axis=-1, keepdims=True)
+
+
+def features(codes, levels, kind):
+  """Statistics of one utterance.
+
+  Of the emotion block, by stage: how often each code occurs, and how often each follows each. Of the
+  acoustic block, by stage and dimension: how often each level occurs, and the mean step in levels from
+  frame to frame. Codes, not values, are counted: the mean of any dequantised dimension, of one stage or
+  summed over stages, is a linear map of these.
+
+  Args:
+    codes: composite indices `[frames, stages]`, at least one frame.
+    levels: {'emotion': …, 'acoustic': …}.
+    kind: 'emotion', 'acoustic' or 'both'.
+
+  Returns:
+    `[F]` float64; each value but the steps in [0, 1]. Of a single frame nothing follows: zeros.
+  """
+  size = math.prod(levels['emotion'])
+  parts = []
+  if kind in ('emotion', 'both'):
+    emotion = codes % size
+    follows = emotion[:-1] * size + emotion[1:]  # [frames - 1, stages]
+    parts += [_shares(emotion, size), _shares(follows, size ** 2)]
+  if kind in ('acoustic', 'both'):
+    acoustic = codes // size
+    for n in levels['acoustic']:
+      acoustic, digit = np.divmod(acoustic, n)
+      steps = np.abs(np.diff(digit, axis=0)).sum(axis=0) / max(len(codes) - 1, 1)
+      parts += [_shares(digit, n), steps]
+  return np.concatenate([p.ravel() for p in parts])
+
+
+def _shares(values, size):
+  """How often each of 0 … size - 1 occurs in each column of `[n, stages]`: `[stages, size]`."""
+  return np.stack([np.bincount(column, minlength=size) for column in values.T]) / max(len(values), 1)
+
+
+def valence_arousal_dominance(probabilities):
+  """Ratings of the emotions' names (`emotion.labels`), 1 to 9, weighted by `[emotions]`: {'valence': …}.
+
+  A mapping of the categories: nothing here was trained on ratings of valence, arousal or dominance.
+  """
+  return {name: float(np.dot(probabilities, values))
+          for name, values in VALENCE_AROUSAL_DOMINANCE.items()}
+
+
+def save(path, predictor):
+  """Writes a predictor as safetensors; the file appears whole or not at all."""
+  about = {'fingerprint': predictor.fingerprint.hex(), 'levels': json.dumps(predictor.levels),
+           'emotions': ' '.join(EMOTIONS)}
+  tensors = {f'{stages}/{kind}': w.astype(np.float32) for stages, (kind, w) in predictor.weights.items()}
+  write_whole(path, safetensors.numpy.save(tensors, about))
+
+
+def load(path=None):
+  """Reads a predictor; the packaged one by default.
+
+  Raises:
+    UserError: no such file, or not a predictor of this codec's emotions.
+  """
+  path = path or PACKAGED
+  if not os.path.exists(path):
+    what = 'no predictor is packaged' if path == PACKAGED else f'{path}: no such file'
+    raise UserError(f'{what}; {HOW_TO_MAKE}')
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      about = file.metadata()
+      tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if about['emotions'] != ' '.join(EMOTIONS):
+      raise ValueError(f'of other emotions: {about["emotions"]}')
+    weights = {int(name.split('/')[0]): (name.split('/')[1], w) for name, w in tensors.items()}
+    levels = json.loads(about['levels'])
+    for stages, (kind, w) in weights.items():
+      if kind not in KINDS:
+        raise ValueError(f'counts of {kind}')
+      wanted = 1 + len(features(np.zeros((2, stages), np.int32), levels, kind)), len(EMOTIONS)
+      if w.shape != wanted:
+        raise ValueError(f'weights {w.shape} of {stages} stages, not {wanted}')
+    if not weights:
+      raise ValueError('no weights')
+    return Predictor(bytes.fromhex(about['fingerprint']), levels, dict(sorted(weights.items())))
+  except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as e:
+    raise UserError(f'{path}: not a predictor of emotion from tokens ({e}); {HOW_TO_MAKE}') from e

@@ -1,0 +1,176 @@
+"""Token files for training language models: ArrayRecord and Parquet shards, and how to read them.
+
+A folder that `python -m affectcodec_jax tokenize` made holds `tokens-00000-of-00005.arrayrecord`, the same
+names with `.parquet`, `tokens.json` (settings, and what each finished shard holds) and `skipped.jsonl`.
+This module needs neither JAX nor a model.
+
+A clip is a dict in both formats:
+
+  codes          int32 [frames, stages] (Parquet: a list of lists of uint16)
+  num_samples    of the recording at 16 kHz
+  seconds        the same as a duration
+  gain_db        what the encoder applied; a decoder takes it off
+  model          hexadecimal fingerprint of the codec
+  bits_per_code  15 for the standard model
+  path           of the recording, relative to the folder or manifest it came from
+  speaker, emotion, text, corpus, gender, lang, split   text as in the manifest, None where it has none
+  other          every other field of the manifest's row (times of words, say) as JSON text
+"""
+
+import json
+import pathlib
+import struct
+
+import numpy as np
+
+from affectcodec_jax.common.errors import UserError, require_extra
+from affectcodec_jax.common.files import whole
+from affectcodec_jax.tokens.afc import Tokens, pack, unpack
+
+INDEX, SKIPPED = 'tokens.json', 'skipped.jsonl'
+FORMATS = ('arrayrecord', 'parquet')
+LABELS = ('speaker', 'emotion', 'text', 'corpus', 'gender', 'lang', 'split')
+_LENGTH = struct.Struct('<I')
+
+
+def make_clip(tokens: Tokens, path, row):
+  """The dict of one clip; `row` is what is known of it, by the manifest's names."""
+  labels = {k: str(row[k]) if row.get(k) not in (None, '') else None for k in LABELS}
+  other = {k: v for k, v in row.items() if k not in LABELS}
+  return {'codes': tokens.codes, 'num_samples': tokens.num_samples,
+          'seconds': tokens.num_samples / tokens.sample_rate, 'gain_db': float(np.float32(tokens.gain_db)),
+          'model': tokens.fingerprint.hex(), 'bits_per_code': tokens.bits_per_code, 'path': str(path),
+          **labels, 'other': json.dumps(other)}
+
+
+def clip_tokens(clip) -> Tokens:
+  """`Tokens` of a clip of either format, for `codec.decode`."""
+  return Tokens(np.stack(clip['codes']).astype(np.int32), int(clip['num_samples']),
+                float(clip['gain_db']), bytes.fromhex(clip['model']), int(clip['bits_per_code']))
+
+
+def write_record(clip) -> bytes:
+  """A clip as an ArrayRecord record: u32 (little-endian) length of a JSON text, it, an `.afc` file."""
+  text = json.dumps({k: clip[k] for k in ('path', *LABELS, 'other')}).encode()
+  return _LENGTH.pack(len(text)) + text + pack(clip_tokens(clip))
+
+
+def read_record(data: bytes):
+  """Inverse of `write_record`.
+
+  Raises:
+    UserError: not such a record, or damaged.
+  """
+  try:
+    length, = _LENGTH.unpack_from(data)
+    text = json.loads(data[_LENGTH.size:_LENGTH.size + length])
+    row = {k: text[k] for k in LABELS} | json.loads(text['other'])
+    path = text['path']
+  except (struct.error, ValueError, KeyError, TypeError) as e:
+    raise UserError(f'not a token record ({type(e).__name__}: {e}); make such files with '
+                    'python -m affectcodec_jax tokenize') from e
+  return make_clip(unpack(bytes(data[_LENGTH.size + length:]), f'record of {path}'), path, row)
+
+
+def shard_name(shard, shards, kind):
+  """File name of shard number `shard` of `shards`."""
+  return f'tokens-{shard:05d}-of-{shards:05d}.{kind}'
+
+
+def shard_paths(folder, kind='arrayrecord'):
+  """Paths of all shards of a finished folder, as text, in order.
+
+  Raises:
+    UserError: not such a folder, not finished, or not in this format.
+  """
+  index = read_index(folder)
+  done, shards = len(index['shards']), index['settings']['shards']
+  if done < shards:
+    raise UserError(f'{folder}: {done} of {shards} shards are finished; run the same tokenize command '
+                    'again')
+  if kind not in index['settings']['formats']:
+    raise UserError(f'{folder}: holds no {kind} files, only {", ".join(index["settings"]["formats"])}')
+  paths = [pathlib.Path(folder) / shard_name(i, shards, kind) for i in range(shards)]
+  for path in paths:
+    if not path.is_file() or not path.stat().st_size:
+      raise UserError(f'{path}: missing or empty; run the same tokenize command again')
+  return [str(path) for path in paths]
+
+
+def read_index(folder):
+  """What `tokens.json` says: {'settings': …, 'shards': {number: what it holds}}.
+
+  Raises:
+    UserError: not there or not readable.
+  """
+  path = pathlib.Path(folder) / INDEX
+  try:
+    index = json.loads(path.read_text())
+    settings, held = dict(index['settings']), {str(int(k)): dict(v) for k, v in index['shards'].items()}
+    if int(settings['shards']) < 1 or not set(settings['formats']) <= set(FORMATS):
+      raise ValueError(f'{settings["shards"]} shards as {settings["formats"]}')
+    return {'settings': settings, 'shards': held}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(f'{path}: cannot be read ({type(e).__name__}: {e}); give a folder that '
+                    'python -m affectcodec_jax tokenize made') from e
+
+
+def read_clips(folder):
+  """Yields the clips of a finished folder's ArrayRecord shards, in order.
+
+  Raises:
+    UserError: as `shard_paths` and `read_record`, or a shard is damaged.
+  """
+  from array_record.python.array_record_module import ArrayRecordReader
+  for path in shard_paths(folder):
+    try:
+      reader = ArrayRecordReader(path)
+      records = reader.read_all() if reader.num_records() else ()
+      reader.close()
+    except RuntimeError as e:
+      raise UserError(f'{path}: damaged; delete it and run the same tokenize command again') from e
+    yield from map(read_record, records)
+
+
+def write_shard(path, clips):
+  """Writes clips as a shard of the format that the suffix of `path` names; it appears whole or not at all.
+
+  Raises:
+    UserError: a place that cannot be written, or pyarrow is not installed.
+  """
+  write = {'.arrayrecord': _write_arrayrecord, '.parquet': _write_parquet}[pathlib.Path(path).suffix]
+  try:
+    with whole(path) as temporary:
+      write(temporary, clips)
+  except RuntimeError as e:  # array_record reports all as such
+    raise UserError(f'{path}: cannot be written ({" ".join(str(e).split())}); choose another place') from e
+
+
+def _write_arrayrecord(path, clips):
+  from array_record.python.array_record_module import ArrayRecordWriter
+  writer = ArrayRecordWriter(str(path), 'group_size:1')  # any clip is read without its neighbours
+  for clip in clips:
+    writer.write(write_record(clip))
+  writer.close()
+
+
+def require_parquet():
+  """The modules pyarrow and pyarrow.parquet.
+
+  Raises:
+    UserError: not installed.
+  """
+  return (require_extra('pyarrow', extras='requirements-lm.txt'),
+          require_extra('pyarrow.parquet', 'pyarrow', 'requirements-lm.txt'))
+
+
+def _write_parquet(path, clips):
+  pa, parquet = require_parquet()
+  schema = pa.schema([
+      ('path', pa.string()), ('codes', pa.list_(pa.list_(pa.uint16()))), ('num_samples', pa.int64()),
+      ('seconds', pa.float64()), ('gain_db', pa.float32()), ('model', pa.string()),
+      ('bits_per_code', pa.uint8()), *((k, pa.string()) for k in LABELS), ('other', pa.string())])
+  # Names of files need not be UTF-8, but Parquet's text is.
+  rows = [{k: v.encode('utf-8', 'replace').decode() if isinstance(v, str) else v for k, v in clip.items()}
+          | {'codes': clip['codes'].tolist()} for clip in clips]
+  parquet.write_table(pa.Table.from_pylist(rows, schema), path, compression='zstd')

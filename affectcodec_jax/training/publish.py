@@ -1,0 +1,70 @@
+"""Makes of a training run the folder of small files that a released codec is (`inference.release`).
+
+  python -m affectcodec_jax.training.publish RUN OUT
+
+The optimisers' moments stay in the run: they are eight times as large, and with beta2 = 0.99 a hundred
+steps make them anew.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import numpy as np
+
+from affectcodec_jax.common.errors import UserError, run_command
+
+
+def main(argv=None):
+  """Entry point; returns the exit status."""
+  parser = argparse.ArgumentParser(prog='python -m affectcodec_jax.training.publish', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('run', help='workdir of a training run')
+  parser.add_argument('out', help='folder to write')
+  args = parser.parse_args(argv)
+
+  def command():
+    for path in save(pathlib.Path(args.run), pathlib.Path(args.out)):
+      print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
+
+  return run_command(command)
+
+
+def save(run, out):
+  """Writes the newest checkpoint of `run` to the folder `out`; returns the files' paths.
+
+  Raises:
+    UserError: no such run, or a place that holds a run or cannot be written.
+  """
+  import jax
+
+  from affectcodec_jax.common.files import make_folder, write_json
+  from affectcodec_jax.config import load_config
+  from affectcodec_jax.inference import release, weights
+  from affectcodec_jax.training import checkpoints
+  from affectcodec_jax.training.state import create_state
+
+  config = load_config(run / 'config.json')
+  if (out / 'config.json').exists() or (out / 'checkpoints').exists():
+    raise UserError(f'{out}: holds a training run; give a folder of its own for the release')
+  frozen = weights.load_frozen(config, run)
+  audio = np.zeros((1, 3200), np.float32)
+  fresh = jax.eval_shape(lambda a: create_state(config, jax.random.PRNGKey(0), frozen, a), audio)
+  state = checkpoints.restore_state(run, fresh)
+  out = make_folder(out)
+  trees = {release.CODEC: state.ema, release.DISCRIMINATOR: state.disc_params}
+  trees |= {f'{name}.safetensors': tree for name, tree in frozen.items()}
+  for name, tree in trees.items():
+    weights.save_params(out / name, tree, np.float16)
+  config.data.path = config.teacher.path = ''  # of the machine it was trained on
+  if config.teacher.student:
+    config.teacher.student = 'student.safetensors'
+  rounded, heard = weights.load_params(out / release.CODEC), weights.load_encoder_network(config, out)
+  fingerprint = weights.fingerprint(config.model.to_dict(), rounded, heard).hex()
+  card = {'step': int(state.step), 'fingerprint': fingerprint, 'config': config.to_dict()}
+  write_json(out / release.CONFIG, card)
+  return [out / name for name in (release.CONFIG, *trees)]
+
+
+if __name__ == '__main__':
+  sys.exit(main())
