@@ -4,7 +4,8 @@
   decoder: codes, int32 [frames, stages], -1 where a stage is left out, to audio, float32 [frames, 320]
 
 The number of frames is free. Both hold their weights, take one recording as a whole and go on beyond its
-ends as `inference.pieces` does; the emotion network is part of the encoder. docs/export.md shows how to use them.
+ends as `inference.pieces` does; the emotion network is part of the encoder. docs/export.md shows how to use
+them.
 """
 
 import logging
