@@ -113,11 +113,16 @@ def _decode(args):
   print(f'{args.output}: {len(samples) / audio.SAMPLE_RATE:.2f} s')
 
 
+def _load(checkpoint):
+  from affectcodec_jax.api import load
+  return load(checkpoint)
+
+
 def _stream(args):
   from affectcodec_jax.inference.pipe import pipe
   if sys.stdin is None or sys.stdout is None:
     raise UserError('stream reads from standard input and writes to standard output; one of them is closed')
-  pipe(args, sys.stdin.buffer, sys.stdout.buffer)
+  pipe(args, sys.stdin.buffer, sys.stdout.buffer, _load)
 
 
 def _truncate(args):
@@ -166,7 +171,7 @@ def _info(args):
 
 
 def _emotion(args):
-  from affectcodec_jax.emotion.labels import EMOTIONS
+  from affectcodec_jax.common.labels import EMOTIONS
   from affectcodec_jax.tokens import afc
   from affectcodec_jax.tokens import emotion as token_emotion
   tokens = afc.read_tokens(args.input)

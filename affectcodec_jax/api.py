@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from affectcodec_jax import audio as audio_lib
+from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.config import load_config
 from affectcodec_jax.inference import release, weights
@@ -39,7 +40,7 @@ def load(path='pretrained'):
     UserError: no codec there, no sound checkpoint, or one that does not fit its configuration.
   """
   use_compilation_cache()
-  path = weights.PACKAGED if path == 'pretrained' else pathlib.Path(path)
+  path = packaged.FOLDER if path == 'pretrained' else pathlib.Path(path)
   if not path.is_dir():
     raise UserError(f'{path}: no such folder; give the workdir of a training run, or leave it out for the '
                     'packaged codec')

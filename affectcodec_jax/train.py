@@ -59,6 +59,7 @@ def train(config, workdir, init_from=None):
   from affectcodec_jax.api import use_compilation_cache
   from affectcodec_jax.data import pipeline
   from affectcodec_jax.inference import release, weights
+  from affectcodec_jax.models.params import save_params
   from affectcodec_jax.training import checkpoints, parallel
   from affectcodec_jax.training import logging as logging_lib
   from affectcodec_jax.training.samples import make_sampler
@@ -131,7 +132,7 @@ def train(config, workdir, init_from=None):
   # Only now, when all is known to fit, is anything written that a later start reads.
   if chief and not resuming:
     for name in sorted(own):  # the teacher last: it says that all is there
-      weights.save_params(own[name], frozen[name])
+      save_params(own[name], frozen[name])
   if chief:
     config_lib.save_config(workdir / 'config.json', config)
   frozen_copies = devices.place(frozen)

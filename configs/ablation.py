@@ -6,15 +6,8 @@ trains all of them for the same number of steps and scores them side by side. Th
 without the adversarial loss: what differs is what the variant names.
 """
 
+from affectcodec_jax.evaluation.ablate import VARIANTS
 from configs.lite import get_config as lite_config
-
-VARIANTS = {  # each differs from the one before it by what its name says
-    'rvq': {'quantizer': 'rvq', 'multi_rate': 0.0, 'conditioning': False},
-    'full_rfsq': {'quantizer': 'full_rfsq', 'multi_rate': 0.0, 'conditioning': False},
-    'bd_rfsq': {'quantizer': 'bd_rfsq', 'multi_rate': 0.0, 'conditioning': False},
-    'multi_rate': {'quantizer': 'bd_rfsq', 'multi_rate': 1.0, 'conditioning': False},
-    'cem': {'quantizer': 'bd_rfsq', 'multi_rate': 1.0, 'conditioning': True},
-}
 
 
 def get_config(variant='cem'):

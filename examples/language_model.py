@@ -28,8 +28,8 @@ from affectcodec_jax import load
 from affectcodec_jax.audio import write_audio
 from affectcodec_jax.common.errors import UserError, run_command
 from affectcodec_jax.common.files import make_folder, write_json
+from affectcodec_jax.common.labels import emotion_index
 from affectcodec_jax.emotion import judges
-from affectcodec_jax.emotion.labels import emotion_index
 from affectcodec_jax.evaluation.statistics import Speakers
 from affectcodec_jax.tokens import lm
 from affectcodec_jax.tokens import shards as token_shards

@@ -18,6 +18,7 @@ from affectcodec_jax import train
 from affectcodec_jax.common.files import write_json
 from affectcodec_jax.inference import release, weights
 from affectcodec_jax.models.codec import init_params
+from affectcodec_jax.models.params import load_params, save_params
 from affectcodec_jax.training.state import create_state
 from configs.base import get_config
 
@@ -69,9 +70,9 @@ def untrained_release(config, folder):
   """Writes a codec of random weights as `training.publish` would: there is nothing to wait for."""
   heard = weights.load_teacher(config)
   init = jax.jit(functools.partial(init_params, config))
-  weights.save_params(folder / release.CODEC, init(jax.random.PRNGKey(0))[0])
-  weights.save_params(folder / 'teacher.safetensors', heard)
-  params = weights.load_params(folder / release.CODEC)
+  save_params(folder / release.CODEC, init(jax.random.PRNGKey(0))[0])
+  save_params(folder / 'teacher.safetensors', heard)
+  params = load_params(folder / release.CODEC)
   fingerprint = weights.fingerprint(config.model.to_dict(), params, {'teacher': heard}).hex()
   write_json(folder / release.CONFIG, {'step': 0, 'fingerprint': fingerprint, 'config': config.to_dict()})
 

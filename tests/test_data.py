@@ -8,10 +8,10 @@ import pytest
 import soundfile
 
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.labels import EMOTIONS, emotion_index
 from affectcodec_jax.data import pipeline
 from affectcodec_jax.data.folder import FolderSource
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.emotion.labels import EMOTIONS, emotion_index
 from configs.base import get_config
 
 

@@ -10,14 +10,16 @@ import soundfile
 
 from affectcodec_jax import load
 from affectcodec_jax import train as train_lib
+from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data import augment
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.emotion import distil, judges, teachers, train_teacher
 from affectcodec_jax.emotion.compact import Student, Teacher
-from affectcodec_jax.emotion.labels import EMOTIONS
 from affectcodec_jax.evaluation import ablate
 from affectcodec_jax.inference import weights
+from affectcodec_jax.models.params import load_params
 from tests.conftest import tiny
 
 STUDENT_FLAGS = ['--config', 'configs/student.py', '--config.data.num_clips=24', '--config.train.steps=3',
@@ -120,7 +122,7 @@ def test_teacher_trains_and_reports(tmp_path, capsys):
   assert train_teacher.main(args) == 0
   results = json.loads((tmp_path / 'results.json').read_text())
   assert 0 <= results['valid']['accuracy'] <= 1 and results['valid']['clips'] == 32
-  params = weights.load_params(tmp_path / 'teacher.safetensors')
+  params = load_params(tmp_path / 'teacher.safetensors')
   assert params['head']['bias'].shape == (len(EMOTIONS),)
   assert 'unweighted accuracy on valid' in capsys.readouterr().out
 
@@ -141,7 +143,7 @@ def test_student_is_distilled_and_stands_in_for_the_teacher(tmp_path, capsys):
   audio = SyntheticSource(2, seed=0)[0]['audio'][:8000]
   assert codec.decode(codec.encode(audio, 16000)).shape == (8000,)
   with pytest.raises(UserError, match='not a student'):
-    weights.load_student(config, weights.PACKAGED_TEACHER)
+    weights.load_student(config, packaged.TEACHER)
 
 
 def test_student_sizes_are_read_off_the_parameters():

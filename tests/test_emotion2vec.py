@@ -18,7 +18,7 @@ import pytest
 from affectcodec_jax.emotion import convert
 from affectcodec_jax.emotion.emotion2vec import CONVS, Emotion2Vec, alibi_slopes, normalise
 from affectcodec_jax.emotion.torch_checkpoint import read_checkpoint
-from affectcodec_jax.inference import weights
+from affectcodec_jax.models.params import load_params
 
 DIM, HEADS = 48, 3  # three heads: no power of two
 AUDIO = 'modality_encoders.AUDIO.'
@@ -222,7 +222,7 @@ def test_convert(paths, capsys, prefix, classes):
   said = capsys.readouterr().out
   assert f'left out: cfg, _ema, {AUDIO}decoder (2)' in said
   assert f'{sum(v.size for v in state.values()) / 1e6:.1f} M parameters' in said
-  converted = weights.load_params(paths[1])
+  converted = load_params(paths[1])
   network = Emotion2Vec(DIM, HEADS, num_classes=classes)
   shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 640)))['params']
   assert jax.tree.map(jnp.shape, converted) == jax.tree.map(jnp.shape, shapes)
@@ -241,7 +241,7 @@ def test_convert_half_precision(paths, dtype):
   want = state['blocks.0.attn.qkv.weight'].astype(np.float32).T
   for flags, size in (((), 4), (('--float16',), 2)):
     assert run(paths, *flags) == 0
-    found = weights.load_params(paths[1])['blocks_4']['qkv']['kernel']
+    found = load_params(paths[1])['blocks_4']['qkv']['kernel']
     np.testing.assert_allclose(found, want, rtol=1e-3 * (size == 2), atol=1e-7 * (size == 2))
     assert abs(paths[1].stat().st_size / (size * sum(v.size for v in state.values())) - 1) < 0.1
 

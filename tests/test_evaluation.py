@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.emotion.labels import EMOTIONS
 from affectcodec_jax.evaluation import run as evaluate
 from affectcodec_jax.evaluation import scoring, statistics, summary
-from affectcodec_jax.evaluation.peers import System
+from affectcodec_jax.evaluation.systems import System
 from configs import base
 from tests.conftest import tiny, untrained_release
 

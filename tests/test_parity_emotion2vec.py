@@ -22,7 +22,7 @@ import pytest
 from affectcodec_jax.emotion import convert
 from affectcodec_jax.emotion.emotion2vec import CLASSES, Emotion2Vec
 from affectcodec_jax.emotion.teachers import EMOTION2VEC
-from affectcodec_jax.inference import weights
+from affectcodec_jax.models.params import load_params
 
 HOW = 'see requirements-parity.txt'
 torch = pytest.importorskip('torch', reason=f'torch is not installed, {HOW}')
@@ -145,7 +145,7 @@ def test_emotion2vec_equals_published(reference, kind, tmp_path, capsys):
   (tmp_path / 'model.pt').unlink()
   said = capsys.readouterr().out
   assert f'--config.teacher.kind={kind} --config.teacher.dim={dim} --config.teacher.path={out}' in said
-  params = weights.load_params(out)
+  params = load_params(out)
   network = Emotion2Vec(dim, heads, num_classes=9 if plus else 0)
   shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 3200))))['params']
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)

@@ -9,9 +9,11 @@ import pytest
 from affectcodec_jax import __main__ as cli
 from affectcodec_jax import load, train
 from affectcodec_jax.audio import read_audio, write_audio
+from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.inference import weights
+from affectcodec_jax.models.params import load_params
 from affectcodec_jax.training import checkpoints, losses, publish
 from affectcodec_jax.training.state import create_state
 from configs import base, finetune
@@ -77,7 +79,7 @@ def test_training_starts_from_a_released_codec_and_then_resumes(released, tmp_pa
   # The average of two equal numbers may round by one unit in the last place.
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2 ** -22), state.ema, wanted)
   jax.tree.map(np.testing.assert_array_equal, state.disc_params,
-               weights.load_params(out / 'discriminator.safetensors'))
+               load_params(out / 'discriminator.safetensors'))
   assert 'starting from' in capsys.readouterr().out
   train.train(c, tmp_path, init_from=str(out))  # the run's own checkpoint comes first
   printed = capsys.readouterr().out
@@ -104,7 +106,7 @@ def test_the_packaged_codec_encodes_speech():
 
   A mel distance of 2.5 is that of a codec of some hundred steps; an untrained one has 7 or more.
   """
-  assert sum(f.stat().st_size for f in weights.PACKAGED.iterdir()) < 25e6
+  assert sum(f.stat().st_size for f in packaged.FOLDER.iterdir()) < 25e6
   codec = load()
   assert codec.config.model.to_dict() == finetune.get_config().model.to_dict() | {
       name: list(v) for name, v in finetune.get_config().model.to_dict().items() if isinstance(v, tuple)}

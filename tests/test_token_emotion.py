@@ -18,11 +18,12 @@ from affectcodec_jax.analysis import run as analyse
 from affectcodec_jax.analysis import train_token_emotion, transplant
 from affectcodec_jax.analysis.codes import Clip
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.emotion import judges
-from affectcodec_jax.emotion.labels import EMOTIONS
 from affectcodec_jax.inference import weights
 from affectcodec_jax.models.codec import Codec, init_params, make_codec
+from affectcodec_jax.models.params import save_params
 from affectcodec_jax.tokens import emotion as token_emotion
 from affectcodec_jax.tokens.afc import Tokens, write_tokens
 from configs import base
@@ -155,7 +156,7 @@ def test_the_command_needs_no_model_and_mistakes_get_one_line(tmp_path, capsys, 
   fails([tmp_path / 'none.afc'], 'no such file')
   fails([tokens, '--predictor', tmp_path / 'none'], 'train_token_emotion')
   fails([tokens, '--predictor', tokens], 'not a predictor')
-  weights.save_params(tmp_path / 'other.safetensors', {'a': np.zeros(3)})
+  save_params(tmp_path / 'other.safetensors', {'a': np.zeros(3)})
   fails([tokens, '--predictor', tmp_path / 'other.safetensors'], 'not a predictor')
   token_emotion.save(path, predictor._replace(weights={4: predictor.weights[4]}))
   fails(args[1:], 'needs 4 stages or more, the tokens have 3')

@@ -19,8 +19,8 @@ from affectcodec_jax import load
 from affectcodec_jax.audio import read_audio
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import write_json
+from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.emotion.labels import EMOTIONS
 from affectcodec_jax.tokens import corpus as tokenize_corpus
 from affectcodec_jax.tokens import shards as token_shards
 from configs import base

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from affectcodec_jax.inference import release, weights
+from affectcodec_jax.common import packaged
+from affectcodec_jax.inference import release
 
 WEB = pathlib.Path(__file__).parent.parent / 'web'
 CARD = WEB / 'dist' / 'model' / 'export.json'
@@ -22,9 +23,9 @@ def unready():
     return 'needs npm, Chromium and npm ci in web/'
   if not CARD.exists():
     return 'web/dist is not built'
-  packaged = weights.PACKAGED / release.CONFIG
-  if not packaged.exists() or json.loads(CARD.read_text())['fingerprint'] != json.loads(
-      packaged.read_text())['fingerprint']:
+  released = packaged.FOLDER / release.CONFIG
+  if not released.exists() or json.loads(CARD.read_text())['fingerprint'] != json.loads(
+      released.read_text())['fingerprint']:
     return 'web/dist has another model than the package; export and build it again'
   return None
 

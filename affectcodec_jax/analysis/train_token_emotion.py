@@ -16,7 +16,7 @@ import sys
 import numpy as np
 
 from affectcodec_jax.common.errors import UserError, run_command
-from affectcodec_jax.emotion.labels import EMOTIONS
+from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.tokens import emotion as token_emotion
 
 STRENGTHS = (1e-3, 3e-3, 1e-2)  # C, the inverse of regularisation

@@ -13,8 +13,8 @@ import tqdm
 
 from affectcodec_jax.analysis.codes import encode_clip, frame_mels, read_items
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.emotion import judges
-from affectcodec_jax.emotion.labels import EMOTIONS
 from affectcodec_jax.evaluation.metrics import METRICS
 from affectcodec_jax.evaluation.statistics import Speakers
 from affectcodec_jax.models.blocks import block_levels, split_blocks

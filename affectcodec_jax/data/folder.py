@@ -9,7 +9,7 @@ import soundfile
 
 from affectcodec_jax.audio import read_audio
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.emotion.labels import emotion_index
+from affectcodec_jax.common.labels import emotion_index
 
 SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3')
 
@@ -61,7 +61,7 @@ class FolderSource:
     return self._rows[i]['seconds']
 
   def emotion(self, i):
-    """Index of item `i`'s emotion (see `emotion.labels`), -1 where unknown, without reading its audio."""
+    """Index of item `i`'s emotion (see `common.labels`), -1 where unknown, without reading its audio."""
     return emotion_index(self._rows[i].get('emotion'))
 
   def read(self, i, start=0.0, seconds=None):

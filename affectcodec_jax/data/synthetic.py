@@ -10,7 +10,7 @@ import numpy as np
 from scipy import fft, signal
 
 from affectcodec_jax.audio import SAMPLE_RATE
-from affectcodec_jax.emotion.labels import EMOTIONS
+from affectcodec_jax.common.labels import EMOTIONS
 
 FRAME = 80  # samples between values of a control track: 5 ms
 SPEAKERS = 48  # in each split

@@ -18,7 +18,7 @@ from tensorflow_datasets.core.proto import feature_pb2
 
 from affectcodec_jax.audio import SAMPLE_RATE, resample, to_mono
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.emotion.labels import emotion_index
+from affectcodec_jax.common.labels import emotion_index
 
 _AUDIO, _EMOTION = ('audio', 'speech'), ('emotion', 'label')
 _SPEAKER = ('speaker_id', 'speaker', 'client_id')

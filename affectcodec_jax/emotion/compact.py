@@ -10,7 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from affectcodec_jax.emotion.labels import EMOTIONS
+from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.spectral import log_mel
 
 _QUICK = (480, 160, 64)  # window, hop, mels: 30 ms every 10 ms, two of them a codec frame

@@ -35,12 +35,12 @@ def _run(args):
 
   from affectcodec_jax.emotion.teachers import EMOTION2VEC
   from affectcodec_jax.emotion.torch_checkpoint import read_checkpoint
-  from affectcodec_jax.inference import weights
+  from affectcodec_jax.models.params import save_params
   if os.path.realpath(args.checkpoint) == os.path.realpath(args.output):
     raise UserError(f'{args.output}: input and output are the same file')
   state, left_out = find_state(read_checkpoint(args.checkpoint), args.checkpoint)
   params, heads = convert_state(state, args.checkpoint)
-  weights.save_params(args.output, params, np.float16 if args.float16 else np.float32)
+  save_params(args.output, params, np.float16 if args.float16 else np.float32)
   dim = len(params['project']['bias'])
   kind = next((k for k, v in EMOTION2VEC.items() if v == (dim, heads)), None)
   print(f'{args.output}: {kind or "emotion2vec of another size"}, {dim} wide, {heads} heads, '

@@ -6,7 +6,7 @@ teacher must not be scored by it.
 
 from flax import linen as nn
 
-from affectcodec_jax.emotion.labels import EMOTIONS
+from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.models.conditioning import AttentionPool
 from affectcodec_jax.spectral import log_mel
 

@@ -10,24 +10,23 @@ import argparse
 import pathlib
 import sys
 
+from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError, require_extra, run_command
-from affectcodec_jax.emotion.labels import EMOTIONS
-
-PRETRAINED = pathlib.Path(__file__).parents[1] / 'pretrained'
+from affectcodec_jax.common.labels import EMOTIONS
 
 
 def network_judge():
   """A function of audio `[samples]` at 16 kHz to probabilities `[emotions]`, by the packaged judge."""
   from affectcodec_jax.emotion.judge import Judge
-  from affectcodec_jax.inference import weights
-  return _classifier(Judge(), weights.load_params(weights.PACKAGED_JUDGE))
+  from affectcodec_jax.models.params import load_params
+  return _classifier(Judge(), load_params(packaged.JUDGE))
 
 
 def packaged_teacher():
   """The same by the packaged teacher, for comparison: it must not judge a codec that it taught."""
   from affectcodec_jax.emotion.compact import Teacher
-  from affectcodec_jax.inference import weights
-  params = weights.load_params(weights.PACKAGED_TEACHER)
+  from affectcodec_jax.models.params import load_params
+  params = load_params(packaged.TEACHER)
   return _classifier(Teacher(params['norm']['bias'].shape[0]), params)
 
 
@@ -92,7 +91,7 @@ def fit_svm(features, labels, valid_features, valid_labels):
   return probabilities
 
 
-def svm_posteriors(folder=PRETRAINED):
+def svm_posteriors(folder=packaged.FOLDER):
   """A function of functionals `[n, 88]` to probabilities `[n, emotions]`: the machine kept in `folder`.
 
   Raises:

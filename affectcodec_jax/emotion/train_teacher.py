@@ -118,7 +118,7 @@ def evaluate_teacher(params, source, dim):
 
 
 def _report(split, results):
-  from affectcodec_jax.emotion.labels import EMOTIONS
+  from affectcodec_jax.common.labels import EMOTIONS
   print(f'unweighted accuracy on {split}: {results["accuracy"]:.3f} over {results["clips"]} clips, '
         f'{results["degraded"]:.3f} when degraded; '
         + ', '.join(f'{k} {v:.3f}' for k, v in results['corpora'].items()))

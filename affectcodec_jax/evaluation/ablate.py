@@ -20,7 +20,13 @@ from affectcodec_jax.common import workers
 from affectcodec_jax.common.errors import UserError, run_command
 
 _MODULES = {'train': 'train', 'evaluate': 'evaluation.run'}
-VARIANTS = ('rvq', 'full_rfsq', 'bd_rfsq', 'multi_rate', 'cem')
+VARIANTS = {  # each differs from the one before it by what its name says
+    'rvq': {'quantizer': 'rvq', 'multi_rate': 0.0, 'conditioning': False},
+    'full_rfsq': {'quantizer': 'full_rfsq', 'multi_rate': 0.0, 'conditioning': False},
+    'bd_rfsq': {'quantizer': 'bd_rfsq', 'multi_rate': 0.0, 'conditioning': False},
+    'multi_rate': {'quantizer': 'bd_rfsq', 'multi_rate': 1.0, 'conditioning': False},
+    'cem': {'quantizer': 'bd_rfsq', 'multi_rate': 1.0, 'conditioning': True},
+}
 
 
 def main(argv=None):

@@ -7,7 +7,7 @@ head of its own, which `transformers` would silently replace by an untrained one
 
 from affectcodec_jax.audio import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError, require_extra
-from affectcodec_jax.emotion.labels import EMOTIONS, emotion_index
+from affectcodec_jax.common.labels import EMOTIONS, emotion_index
 
 DIMENSIONS = ('valence', 'arousal', 'dominance')
 

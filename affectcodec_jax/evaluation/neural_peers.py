@@ -11,7 +11,7 @@ import pathlib
 
 from affectcodec_jax.audio import SAMPLE_RATE, resample
 from affectcodec_jax.common.errors import UserError, require_extra
-from affectcodec_jax.evaluation.peers import System, fitted
+from affectcodec_jax.evaluation.systems import System, fitted
 
 RATES = (1.5, 3.0, 6.0)
 # How each kind is told its rate: EnCodec and X-Codec in kbit/s, the others in codebooks.

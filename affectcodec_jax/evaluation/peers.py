@@ -13,42 +13,17 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from typing import NamedTuple
 
 import numpy as np
 import soundfile
 
 from affectcodec_jax.audio import SAMPLE_RATE, resample
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.evaluation.systems import System, fitted
 
 # Samples at 16 kHz by which the decoder's output comes late.
 CODEC2_DELAY = 320  # half its window of 40 ms
 AMR_WB_DELAY = 95  # measured; look-ahead of 80 samples and the filters
-
-
-class System(NamedTuple):
-  """A codec at one rate.
-
-  Attributes:
-    name: e.g. 'opus'.
-    kbps: its nominal rate.
-    run: the adapter; the codec under test gives its codes as a third value.
-    version: of the codec or its model; scores of another one are stale.
-  """
-
-  name: str
-  kbps: float
-  run: object
-  version: str
-
-  @property
-  def label(self):
-    return f'{self.name} {self.kbps:g}' if self.kbps else self.name
-
-
-def fitted(audio, length):
-  """Cut or padded with zeros to `length` samples, float32."""
-  return np.pad(audio[:length], (0, max(0, length - len(audio)))).astype(np.float32)
 
 
 def _pcm(audio):

@@ -8,7 +8,7 @@ import soundfile
 from affectcodec_jax.audio import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.common.files import write_whole
-from affectcodec_jax.emotion.labels import EMOTIONS
+from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.evaluation import charts, prosody
 from affectcodec_jax.evaluation.metrics import METRICS
 from affectcodec_jax.evaluation.scoring import levelled

@@ -14,7 +14,7 @@ import argparse
 import os
 import sys
 
-from affectcodec_jax.common import workers
+from affectcodec_jax.common import packaged, workers
 from affectcodec_jax.common.errors import UserError, run_command
 
 
@@ -63,7 +63,7 @@ def evaluate(args):
   svm = None
   if 'egemaps' in metrics:
     try:
-      svm = judges.svm_posteriors(args.svm or judges.PRETRAINED)
+      svm = judges.svm_posteriors(args.svm or packaged.FOLDER)
     except UserError as e:
       absent['svm'] = str(e)
   if args.svm and not svm:
@@ -190,7 +190,7 @@ def write_rows(path, rows):
   import io
 
   from affectcodec_jax.common.files import write_whole
-  from affectcodec_jax.emotion.labels import EMOTIONS
+  from affectcodec_jax.common.labels import EMOTIONS
   kept = [k for k in dict.fromkeys(k for r in rows for k in r)
           if k not in ('problems', 'codes') and not any(isinstance(r.get(k), list) for r in rows)]
   text = io.StringIO()

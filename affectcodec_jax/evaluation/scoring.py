@@ -19,7 +19,8 @@ from affectcodec_jax.common import workers
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import write_whole
 from affectcodec_jax.evaluation.metrics import METRICS, remembered
-from affectcodec_jax.evaluation.peers import System, make_peers
+from affectcodec_jax.evaluation.peers import make_peers
+from affectcodec_jax.evaluation.systems import System
 
 ORIGINAL = System('original', 0.0, lambda audio: (audio, 16 * len(audio)), '1')
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE
-from affectcodec_jax.emotion.labels import EMOTIONS
+from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.evaluation.classifiers import DIMENSIONS
 from affectcodec_jax.evaluation.statistics import Speakers
 

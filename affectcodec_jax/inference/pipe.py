@@ -13,12 +13,13 @@ from affectcodec_jax.common.errors import UserError
 _BLOCK = 1 << 16  # bytes: at most so much is read at once, and as little as there is
 
 
-def pipe(args, source, sink):
+def pipe(args, source, sink, load):
   """Runs the command.
 
   Args:
     args: its `kbps`, `chunk`, `lookahead`, `gain_db`, `loss`, `seed` and `checkpoint`.
     source, sink: binary files.
+    load: a function of the checkpoint that gives the codec; called when the arguments are checked.
 
   Raises:
     UserError: nothing to read, a terminal in the place of a pipe, or an argument that cannot be.
@@ -30,7 +31,6 @@ def pipe(args, source, sink):
   if source.isatty() or sink.isatty():
     raise UserError('stream reads and writes raw PCM: sox in.wav -t raw -r 16000 -e signed -b 16 -c 1 - | '
                     'python -m affectcodec_jax stream > out.pcm')
-  from affectcodec_jax.api import load
   codec = load(args.checkpoint)
   encoder = codec.stream_encoder(args.kbps, args.chunk, args.lookahead, args.gain_db)
   decoder = codec.stream_decoder(args.kbps, args.chunk, args.lookahead, args.gain_db)

@@ -13,6 +13,7 @@ OUT then goes wherever a run goes for using the codec, and into `train --init_fr
 import json
 import pathlib
 
+from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
 
 CONFIG, CODEC, DISCRIMINATOR = 'codec.json', 'codec.safetensors', 'discriminator.safetensors'
@@ -24,8 +25,7 @@ def find(name):
   Raises:
     UserError: it holds no released codec.
   """
-  from affectcodec_jax.inference import weights
-  path = weights.PACKAGED if name == 'pretrained' else pathlib.Path(name)
+  path = packaged.FOLDER if name == 'pretrained' else pathlib.Path(name)
   if not is_release(path):
     raise UserError(f'--init_from {name}: not a released codec (no {CONFIG} there); make one by '
                     'python -m affectcodec_jax.training.publish RUN OUT')
@@ -47,6 +47,7 @@ def load(path):
 
   from affectcodec_jax.config import CODEC_FIELDS, require
   from affectcodec_jax.inference import weights
+  from affectcodec_jax.models.params import load_params
   path = pathlib.Path(path)
   try:
     card = json.loads((path / CONFIG).read_text())
@@ -55,7 +56,7 @@ def load(path):
     raise UserError(f'{path}: not a released codec ({type(e).__name__}: {e}); make one by '
                     'python -m affectcodec_jax.training.publish RUN OUT') from e
   require(config, CODEC_FIELDS, path / CONFIG)
-  params, frozen = weights.load_params(path / CODEC), weights.load_encoder_network(config, path)
+  params, frozen = load_params(path / CODEC), weights.load_encoder_network(config, path)
   if weights.fingerprint(config.model.to_dict(), params, frozen).hex() != fingerprint:
     raise UserError(f'{path}: its files are not those that were released (fingerprint {fingerprint}); '
                     'install or copy them again')
@@ -68,7 +69,7 @@ def initialise(state, config, path):
   Raises:
     UserError: a codec of other sizes than `config` has.
   """
-  from affectcodec_jax.inference import weights
+  from affectcodec_jax.models.params import load_params
   theirs, params, _, _ = load(path)
   fields = [(s, name) for s in ('model', 'discriminator') for name in config[s]]
   for section, name in [*fields, ('teacher', 'kind'), ('teacher', 'dim')]:
@@ -80,5 +81,5 @@ def initialise(state, config, path):
     raise UserError(f'--init_from {path}: its encoder reads a student; give '
                     f'--config.teacher.student={path}/student.safetensors')
   # Two copies of the codec: a step gives the memory of both away.
-  return state.replace(params=params, ema=weights.load_params(path / CODEC),
-                       disc_params=weights.load_params(path / DISCRIMINATOR))
+  return state.replace(params=params, ema=load_params(path / CODEC),
+                       disc_params=load_params(path / DISCRIMINATOR))

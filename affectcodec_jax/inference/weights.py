@@ -1,47 +1,19 @@
-"""Parameter trees as safetensors files, and the fingerprint that ties tokens to a model."""
+"""The emotion networks of a codec, from their files, and the fingerprint that ties tokens to a model."""
 
 import functools
 import hashlib
 import json
 import os
-import pathlib
 
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
+from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import write_whole
 from affectcodec_jax.emotion.teachers import make_student, make_teacher
-
-PACKAGED = pathlib.Path(__file__).parents[1] / 'pretrained'
-PACKAGED_TEACHER = PACKAGED / 'teacher.safetensors'
-PACKAGED_JUDGE = PACKAGED / 'judge.safetensors'
-
-
-def save_params(path, params, dtype=np.float32):
-  """Writes a parameter tree; the file appears whole or not at all."""
-  # In C order: safetensors writes an array's memory as it lies.
-  flat = {k: np.array(v, dtype, order='C') for k, v in traverse_util.flatten_dict(params, sep='/').items()}
-  write_whole(path, safetensors.numpy.save(flat))
-
-
-def load_params(path):
-  """Reads a parameter tree as float32.
-
-  Raises:
-    UserError: no such file, or not a safetensors file.
-  """
-  if not os.path.exists(path):
-    raise UserError(f'{path}: no such file')
-  try:
-    flat = safetensors.numpy.load_file(path)
-  except (safetensors.SafetensorError, OSError) as e:
-    raise UserError(f'{path}: not a readable safetensors file ({e})') from e
-  return traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in flat.items()}, sep='/')
+from affectcodec_jax.models.params import load_params
 
 
 def load_teacher(config, path=''):
@@ -50,7 +22,7 @@ def load_teacher(config, path=''):
   Raises:
     UserError: not such a teacher.
   """
-  path = path or PACKAGED_TEACHER
+  path = path or packaged.TEACHER
   if not os.path.exists(path):
     raise UserError(f'{path}: no such file; train a teacher with python -m '
                     'affectcodec_jax.emotion.train_teacher, or leave teacher.path empty')

@@ -8,18 +8,18 @@ belongs to one fingerprint; `python -m affectcodec_jax.analysis.train_token_emot
 import json
 import math
 import os
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import write_whole
-from affectcodec_jax.emotion.labels import EMOTIONS, VALENCE_AROUSAL_DOMINANCE
+from affectcodec_jax.common.labels import EMOTIONS, VALENCE_AROUSAL_DOMINANCE
 
-PACKAGED = pathlib.Path(__file__).parents[1] / 'pretrained' / 'token_emotion.safetensors'
+PACKAGED = packaged.TOKEN_EMOTION
 KINDS = ('emotion', 'acoustic', 'both')
 HOW_TO_MAKE = ('make one with python -m affectcodec_jax.analysis.train_token_emotion --checkpoint CODEC '
                '--data MANIFEST --out FILE and give --predictor FILE')
@@ -112,7 +112,7 @@ def _shares(values, size):
 
 
 def valence_arousal_dominance(probabilities):
-  """Ratings of the emotions' names (`emotion.labels`), 1 to 9, weighted by `[emotions]`: {'valence': …}.
+  """Ratings of the emotions' names (`common.labels`), 1 to 9, weighted by `[emotions]`: {'valence': …}.
 
   A mapping of the categories: nothing here was trained on ratings of valence, arousal or dominance.
   """

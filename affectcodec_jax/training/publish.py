@@ -41,6 +41,7 @@ def save(run, out):
   from affectcodec_jax.common.files import make_folder, write_json
   from affectcodec_jax.config import load_config
   from affectcodec_jax.inference import release, weights
+  from affectcodec_jax.models.params import load_params, save_params
   from affectcodec_jax.training import checkpoints
   from affectcodec_jax.training.state import create_state
 
@@ -55,11 +56,11 @@ def save(run, out):
   trees = {release.CODEC: state.ema, release.DISCRIMINATOR: state.disc_params}
   trees |= {f'{name}.safetensors': tree for name, tree in frozen.items()}
   for name, tree in trees.items():
-    weights.save_params(out / name, tree, np.float16)
+    save_params(out / name, tree, np.float16)
   config.data.path = config.teacher.path = ''  # of the machine it was trained on
   if config.teacher.student:
     config.teacher.student = 'student.safetensors'
-  rounded, heard = weights.load_params(out / release.CODEC), weights.load_encoder_network(config, out)
+  rounded, heard = load_params(out / release.CODEC), weights.load_encoder_network(config, out)
   fingerprint = weights.fingerprint(config.model.to_dict(), rounded, heard).hex()
   card = {'step': int(state.step), 'fingerprint': fingerprint, 'config': config.to_dict()}
   write_json(out / release.CONFIG, card)

@@ -1,0 +1,30 @@
+"""What is scored: a codec at one rate, under test or a peer."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class System(NamedTuple):
+  """A codec at one rate.
+
+  Attributes:
+    name: e.g. 'opus'.
+    kbps: its nominal rate.
+    run: the adapter; the codec under test gives its codes as a third value.
+    version: of the codec or its model; scores of another one are stale.
+  """
+
+  name: str
+  kbps: float
+  run: object
+  version: str
+
+  @property
+  def label(self):
+    return f'{self.name} {self.kbps:g}' if self.kbps else self.name
+
+
+def fitted(audio, length):
+  """Cut or padded with zeros to `length` samples, float32."""
+  return np.pad(audio[:length], (0, max(0, length - len(audio)))).astype(np.float32)
