@@ -30,7 +30,7 @@ def load(path='pretrained'):
   """Loads a codec: the packaged one, a released one, or the newest checkpoint (EMA weights) of a run.
 
   Args:
-    path: the run's workdir or a folder of `affectcodec_jax.training.publish`; 'pretrained' is the
+    path: the run's workdir or a folder that `python -m affectcodec_jax release` made; 'pretrained' is the
       packaged codec.
 
   Returns:

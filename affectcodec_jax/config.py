@@ -145,7 +145,7 @@ def validate(config):
                     f'{config.teacher.kind} are {width} wide')
   if config.teacher.kind != 'compact' and not config.teacher.path:
     raise UserError(f'teacher.path is empty: {config.teacher.kind} is not in the package; convert its '
-                    'checkpoint with python -m affectcodec_jax.emotion.convert')
+                    'checkpoint with python -m affectcodec_jax teacher convert')
   if m.compute_dtype not in ('float32', 'bfloat16'):
     raise UserError(f"model.compute_dtype='{m.compute_dtype}'; use float32 or bfloat16")
   if bits_per_stage(m) > 16 or not 1 <= m.num_stages <= 255:

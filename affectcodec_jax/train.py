@@ -5,7 +5,7 @@
 
 The state of a run is chosen in this order:
   1. the newest sound checkpoint in WORKDIR/checkpoints: the run continues as if never stopped;
-  2. otherwise, with --init_from=pretrained (or a folder of affectcodec_jax.training.publish), that codec
+  2. otherwise, with --init_from=pretrained (or a folder of python -m affectcodec_jax release), that codec
      and its discriminator, with a fresh optimiser and step 0: fine-tuning;
   3. otherwise fresh parameters from `config.seed`.
 """

@@ -1,6 +1,6 @@
 """The paper's ablation, one step at a time: `--config configs/ablation.py:NAME` for a NAME of VARIANTS.
 
-  python -m affectcodec_jax.evaluation.ablate --data SPEECH/manifest.jsonl --out runs/ablation
+  python -m affectcodec_jax ablate --data SPEECH/manifest.jsonl --out runs/ablation
 
 trains all of them for the same number of steps and scores them side by side. The lite backbone,
 without the adversarial loss: what differs is what the variant names.

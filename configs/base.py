@@ -97,3 +97,18 @@ def get_config():
   c.train.num_samples = 4
   c.train.distributed = False  # several processes through jax.distributed
   return c
+
+
+def emotion_config():
+  """What the configurations of an emotion teacher and of a student have in common."""
+  base = get_config()
+  c = ConfigDict()
+  c.seed = 0
+  c.model = base.model  # for the hop length
+  c.teacher = base.teacher
+  c.data = base.data
+  c.train = ConfigDict()
+  c.train.batch_size = 32
+  c.train.ema_decay = 0.998
+  c.train.log_every = 50
+  return c

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from affectcodec_jax import __main__ as cli
 from affectcodec_jax import api
 from affectcodec_jax.analysis import codes, leakage, probes, rate_distortion, stages
-from affectcodec_jax.analysis import run as analyse
 from affectcodec_jax.api import Pretrained
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
@@ -287,7 +287,7 @@ def test_commands_write_results_and_a_picture(codec, manifest, tmp_path, capsys,
   results = {}
   for command in ('leakage', 'stages', 'usage'):
     out = tmp_path / command
-    assert analyse.main([command, '--checkpoint', 'run', '--data', manifest, '--out', str(out)]) == 0
+    assert cli.main(['analyse', command, '--checkpoint', 'run', '--data', manifest, '--out', str(out)]) == 0
     assert (out / f'{command}.png').read_bytes()[:4] == b'\x89PNG'
     results[command] = json.loads((out / 'results.json').read_text())
     assert 'emotion' in capsys.readouterr().out
@@ -303,7 +303,7 @@ def test_mistakes_get_one_line(codec, manifest, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(api, 'load', lambda path: codec)
 
   def fails(args, message):
-    assert analyse.main([*args, '--data', manifest, '--out', str(tmp_path)]) == 2
+    assert cli.main(['analyse', *args, '--data', manifest, '--out', str(tmp_path)]) == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert err.startswith('error: ') and message in err, err
 

@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 
+from affectcodec_jax import __main__ as cli
 from affectcodec_jax.evaluation import compare
 
 
@@ -40,7 +41,7 @@ def test_differences_pair_files(tmp_path, capsys):
   np.testing.assert_allclose(told['WER'][0], errors[0].sum() / 240)
   # Half of the clips are happy, and b makes them all sad: half of the recall is lost, half of them agree.
   assert told['MEDR % (net)'][:2] == (0, 50) and told['agreement (net)'][:2] == (1, 0.5)
-  assert compare.main([str(tmp_path / 'files.csv'), 'a', 'b']) == 0
+  assert cli.main(['compare', str(tmp_path / 'files.csv'), 'a', 'b']) == 0
   lines = capsys.readouterr().out.splitlines()
   said = {line.split(' | ')[0].strip('| '): line.split('|')[-2].strip() for line in lines[2:]}
   assert said['PESQ-WB'] == 'better' and said['WER'] == 'worse' and said['MEDR % (net)'] == 'better'
@@ -57,6 +58,6 @@ def test_mistakes_get_one_line(tmp_path, capsys):
   for args, message in (((tmp_path / 'files.csv', 'a', 'c'), 'it has original, a, b'),
                         ((tmp_path / 'none.csv', 'a', 'b'), 'give files.csv'),
                         ((__file__, 'a', 'b'), 'give files.csv')):
-    assert compare.main([str(a) for a in args]) == 2
+    assert cli.main(['compare', *map(str, args)]) == 2
     err = capsys.readouterr().err.strip().splitlines()
     assert len(err) == 1 and message in err[0], err

@@ -246,7 +246,7 @@ def test_tfds_messages(tmp_path):
   from affectcodec_jax.data.tfds import TfdsSource
   with pytest.raises(UserError, match='no such data set'):
     TfdsSource('no_such_set_at_all', 'train', tmp_path)
-  with pytest.raises(UserError, match='python -m affectcodec_jax.data.tfds crema_d'):
+  with pytest.raises(UserError, match='python -m affectcodec_jax prepare crema_d'):
     TfdsSource('crema_d', 'train', tmp_path)
   with pytest.raises(UserError, match='data.tfds_name'):
     TfdsSource('', 'train')

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from affectcodec_jax import __main__ as cli
 from affectcodec_jax import load
 from affectcodec_jax import train as train_lib
 from affectcodec_jax.common import packaged
@@ -15,7 +16,7 @@ from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data import augment
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.emotion import distil, judges, teachers, train_teacher
+from affectcodec_jax.emotion import judges, teachers
 from affectcodec_jax.emotion.compact import Student, Teacher
 from affectcodec_jax.evaluation import ablate
 from affectcodec_jax.inference import weights
@@ -111,15 +112,16 @@ def test_svm_judge_learns_and_is_kept_as_numbers(tmp_path):
   probabilities = svm(features[60:])
   assert probabilities.shape == (30, len(EMOTIONS)) and (probabilities[:, 3:] == 0).all()
   assert (probabilities.argmax(axis=1) == labels[60:]).mean() > 0.9  # 4 sigma apart
-  with pytest.raises(UserError, match='affectcodec_jax.emotion.judges'):
+  with pytest.raises(UserError, match='affectcodec_jax teacher judge'):
     judges.svm_posteriors(tmp_path)
 
 
 def test_teacher_trains_and_reports(tmp_path, capsys):
-  args = ['x', '--config', 'configs/teacher.py', '--workdir', str(tmp_path), '--config.data.num_clips=24',
-          '--config.train.steps=3', '--config.train.batch_size=4', '--config.data.crop_seconds=0.4',
+  args = ['teacher', 'train', '--config', 'configs/teacher.py', '--workdir', str(tmp_path),
+          '--config.data.num_clips=24', '--config.train.steps=3', '--config.train.batch_size=4',
+          '--config.data.crop_seconds=0.4',
           '--config.teacher.dim=16']
-  assert train_teacher.main(args) == 0
+  assert cli.main(args) == 0
   results = json.loads((tmp_path / 'results.json').read_text())
   assert 0 <= results['valid']['accuracy'] <= 1 and results['valid']['clips'] == 32
   params = load_params(tmp_path / 'teacher.safetensors')
@@ -129,7 +131,7 @@ def test_teacher_trains_and_reports(tmp_path, capsys):
 
 def test_student_is_distilled_and_stands_in_for_the_teacher(tmp_path, capsys):
   """The codec trains on the student's guesses, and encodes in a folder without the teacher."""
-  assert distil.main(['x', *STUDENT_FLAGS, '--workdir', str(tmp_path / 's')]) == 0
+  assert cli.main(['teacher', 'distil', *STUDENT_FLAGS, '--workdir', str(tmp_path / 's')]) == 0
   results = json.loads((tmp_path / 's' / 'results.json').read_text())
   assert results['parameters'] < results['teacher_parameters'] and results['explained'] < 1
   from configs.base import get_config
@@ -171,11 +173,11 @@ def test_ablation_trains_scores_and_continues(tmp_path, monkeypatch, capsys):
           for i, s in enumerate(('train', 'train', 'valid', 'test'))]
   (tmp_path / 'm.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   monkeypatch.setenv('XLA_FLAGS', '')  # one device: the batch is 8
-  args = ['--data', str(tmp_path / 'm.jsonl'), '--out', str(tmp_path / 'out'), '--variants', 'bd_rfsq',
-          '--metrics', 'spectral', 'network', '--seeds', '0', '--steps', '2']
-  assert ablate.main(args) == 0
+  args = ['ablate', '--data', str(tmp_path / 'm.jsonl'), '--out', str(tmp_path / 'out'), '--variants',
+          'bd_rfsq', '--metrics', 'spectral', 'network', '--seeds', '0', '--steps', '2']
+  assert cli.main(args) == 0
   assert '| 6 | bd_rfsq |' in (tmp_path / 'out' / 'table.md').read_text()
   capsys.readouterr()
-  assert ablate.main(args) == 0
+  assert cli.main(args) == 0
   assert 'bd_rfsq, seed 0: done' in capsys.readouterr().out
-  assert ablate.main([*args[:-1], '0']) == 2
+  assert cli.main([*args[:-1], '0']) == 2

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from affectcodec_jax.emotion import convert
+from affectcodec_jax import __main__ as cli
 from affectcodec_jax.emotion.emotion2vec import CONVS, Emotion2Vec, alibi_slopes, normalise
 from affectcodec_jax.emotion.torch_checkpoint import read_checkpoint
 from affectcodec_jax.models.params import load_params
@@ -206,7 +206,7 @@ def paths(tmp_path):
 
 
 def run(paths, *flags):
-  return convert.main(['emotion2vec', *map(str, paths), *flags])
+  return cli.main(['teacher', 'convert', 'emotion2vec', *map(str, paths), *flags])
 
 
 @pytest.mark.parametrize('prefix, classes', [('', 0), ('d2v_model.', 9)])
@@ -389,8 +389,8 @@ def test_output_that_cannot_be_written(paths, capsys):
 
 
 def test_help_needs_no_heavy_imports():
-  code = ('import sys; from affectcodec_jax.emotion import convert\n'
-          'try: convert.main(["--help"])\n'
+  code = ('import sys; from affectcodec_jax import __main__ as cli\n'
+          'try: cli.main(["teacher", "convert", "--help"])\n'
           'except SystemExit: assert not {"jax", "numpy", "torch"} & set(sys.modules)')
   out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
   assert 'emotion2vec CKPT OUT' in out

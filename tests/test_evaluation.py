@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from affectcodec_jax import __main__ as cli
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.evaluation import run as evaluate
 from affectcodec_jax.evaluation import scoring, statistics, summary
 from affectcodec_jax.evaluation.systems import System
 from configs import base
@@ -154,7 +154,7 @@ def test_evaluation_scores_every_rate_beside_peers(run, speech, tmp_path, capsys
   args = ['--checkpoint', str(run), '--data', str(speech), '--out', str(out), '--cache',
           str(tmp_path / 'c'), '--metrics', 'spectral', 'energy', 'network', '--peers', 'opus',
           'no/such/model', '--clips', '2']
-  assert evaluate.main([*args, '--jobs', '2']) == 0
+  assert cli.main(['evaluate', *args, '--jobs', '2']) == 0
   results = json.loads((out / 'results.json').read_text())
   table = list(csv.DictReader((out / 'files.csv').open()))
   labels = ['original', 'affectcodec 1.5', 'affectcodec 3', 'affectcodec 6', 'opus 6', 'opus 9', 'opus 12']
@@ -173,7 +173,7 @@ def test_evaluation_scores_every_rate_beside_peers(run, speech, tmp_path, capsys
   assert codec['usage']['bits_per_second']['nominal'] == 6000 and codec['working_bytes']['decode'] > 0
   kept = {p: p.stat().st_mtime_ns for p in (tmp_path / 'c').rglob('*.json')}
   assert len(kept) == 21
-  assert evaluate.main([*args, '--jobs', '1', '--no-report']) == 0
+  assert cli.main(['evaluate', *args, '--jobs', '1', '--no-report']) == 0
   assert {p: p.stat().st_mtime_ns for p in (tmp_path / 'c').rglob('*.json')} == kept
   again = json.loads((out / 'results.json').read_text())
   for label in labels:
@@ -188,7 +188,7 @@ def test_the_page_holds_all_it_shows(run, speech, tmp_path):
   args = ['--checkpoint', str(run), '--data', str(speech), '--out', str(tmp_path / 'out'), '--jobs', '1',
           '--cache', str(tmp_path / 'c'), '--metrics', 'spectral', 'network', 'stoi', '--peers', 'none',
           '--clips', '2']
-  assert evaluate.main(args) == 0
+  assert cli.main(['evaluate', *args]) == 0
   page = (tmp_path / 'out' / 'report.html').read_text()
   outside = {u for u in re.findall(r'(?:src|href)="([^"]{0,40})', page) if not u.startswith(('data:', '#'))}
   assert not outside and '@import' not in page and '<script' not in page
@@ -204,9 +204,9 @@ def test_mistakes_get_one_line(run, speech, tmp_path, capsys):
                         (['--jobs', '0'], '--jobs at least 1'),
                         (['--checkpoint', str(tmp_path)], 'workdir of a training run'),
                         (['--peers', 'opus', '--split', 'none'], "split 'none'"),
-                        (['--svm', str(tmp_path)], 'affectcodec_jax.emotion.judges'),
+                        (['--svm', str(tmp_path)], 'affectcodec_jax teacher judge'),
                         (['--classifier', str(tmp_path / 'none')], 'none')):
-    assert evaluate.main([*args, *more]) == 2
+    assert cli.main(['evaluate', *args, *more]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1 and message in errors[0]
 

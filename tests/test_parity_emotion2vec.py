@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from affectcodec_jax.emotion import convert
+from affectcodec_jax import __main__ as cli
 from affectcodec_jax.emotion.emotion2vec import CLASSES, Emotion2Vec
 from affectcodec_jax.emotion.teachers import EMOTION2VEC
 from affectcodec_jax.models.params import load_params
@@ -141,7 +141,7 @@ def test_emotion2vec_equals_published(reference, kind, tmp_path, capsys):
   model = build(reference, dim, heads, per_layer=plus, classes=9 if plus else -1)
   torch.save(published(kind, model), tmp_path / 'model.pt')
   out = tmp_path / 'out.safetensors'
-  assert convert.main(['emotion2vec', str(tmp_path / 'model.pt'), str(out)]) == 0
+  assert cli.main(['teacher', 'convert', 'emotion2vec', str(tmp_path / 'model.pt'), str(out)]) == 0
   (tmp_path / 'model.pt').unlink()
   said = capsys.readouterr().out
   assert f'--config.teacher.kind={kind} --config.teacher.dim={dim} --config.teacher.path={out}' in said

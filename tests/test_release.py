@@ -14,7 +14,7 @@ from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.inference import weights
 from affectcodec_jax.models.params import load_params
-from affectcodec_jax.training import checkpoints, losses, publish
+from affectcodec_jax.training import checkpoints, losses
 from affectcodec_jax.training.state import create_state
 from configs import base, finetune
 from tests.conftest import run_until, tiny
@@ -33,7 +33,7 @@ def released(tmp_path_factory):
   """(workdir of a run with two steps, the folder released of it)."""
   run, out = tmp_path_factory.mktemp('run'), tmp_path_factory.mktemp('released')
   train.train(config(seed=1), run)
-  assert publish.main([str(run), str(out)]) == 0
+  assert cli.main(['release', str(run), str(out)]) == 0
   return run, out
 
 

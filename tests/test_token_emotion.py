@@ -14,7 +14,6 @@ import soundfile
 
 from affectcodec_jax import __main__ as cli
 from affectcodec_jax import api
-from affectcodec_jax.analysis import run as analyse
 from affectcodec_jax.analysis import train_token_emotion, transplant
 from affectcodec_jax.analysis.codes import Clip
 from affectcodec_jax.common.errors import UserError
@@ -154,7 +153,7 @@ def test_the_command_needs_no_model_and_mistakes_get_one_line(tmp_path, capsys, 
     assert len(err) == 1 and err[0].startswith('error: ') and message in err[0], err
 
   fails([tmp_path / 'none.afc'], 'no such file')
-  fails([tokens, '--predictor', tmp_path / 'none'], 'train_token_emotion')
+  fails([tokens, '--predictor', tmp_path / 'none'], 'analyse token_emotion')
   fails([tokens, '--predictor', tokens], 'not a predictor')
   save_params(tmp_path / 'other.safetensors', {'a': np.zeros(3)})
   fails([tokens, '--predictor', tmp_path / 'other.safetensors'], 'not a predictor')
@@ -269,7 +268,8 @@ def test_commands_train_and_transplant(codec, manifest, tmp_path, capsys, monkey
   monkeypatch.setattr(transplant, 'listeners', lambda: ({'network': _judge()}, {'svm': 'not asked'}))
   monkeypatch.setattr(transplant, 'costs', lambda: ({'length': lambda *audio: len(audio[2])}, {}))
   path, report = tmp_path / 'p.safetensors', tmp_path / 'report.json'
-  assert train_token_emotion.main(['--data', manifest, '--out', str(path), '--report', str(report)]) == 0
+  assert cli.main(
+      ['analyse', 'token_emotion', '--data', manifest, '--out', str(path), '--report', str(report)]) == 0
   assert list(token_emotion.load(path).weights) == [1, 2, 3]
   report = json.loads(report.read_text())
   assert report['chance'] == 0.5 and len(report['heard']) == 5
@@ -277,10 +277,12 @@ def test_commands_train_and_transplant(codec, manifest, tmp_path, capsys, monkey
   told = token_emotion.load(path).predict(codec.encode(audio, 16000, kbps=1.5))
   assert told[[EMOTIONS.index('sad'), EMOTIONS.index('angry')]].sum() == pytest.approx(1)
   capsys.readouterr()
-  assert train_token_emotion.main(['--data', manifest, '--out', str(tmp_path / 'no' / 'p')]) == 2
+  nowhere = str(tmp_path / 'no' / 'p')
+  assert cli.main(['analyse', 'token_emotion', '--data', manifest, '--out', nowhere]) == 2
   assert 'no such folder' in capsys.readouterr().err
   out = tmp_path / 'transplant'
-  assert analyse.main(['transplant', '--checkpoint', 'run', '--data', manifest, '--out', str(out)]) == 0
+  assert cli.main(
+      ['analyse', 'transplant', '--checkpoint', 'run', '--data', manifest, '--out', str(out)]) == 0
   assert (out / 'transplant.png').read_bytes()[:4] == b'\x89PNG'
   results = json.loads((out / 'results.json').read_text())
   assert results['pairs'] == 8 and results['speakers'] == 2 and results['kbps'] == 2.25

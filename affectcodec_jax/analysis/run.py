@@ -1,11 +1,5 @@
 """Looks into a trained codec's codes, and into the choice of its emotion block.
 
-  python -m affectcodec_jax.analysis.run leakage --checkpoint RUN [RUN ...] --data MANIFEST --out DIR
-  python -m affectcodec_jax.analysis.run stages --checkpoint RUN --data MANIFEST --out DIR
-  python -m affectcodec_jax.analysis.run usage --checkpoint RUN --data MANIFEST --out DIR
-  python -m affectcodec_jax.analysis.run transplant --checkpoint RUN --data MANIFEST --out DIR
-  python -m affectcodec_jax.analysis.run rate_distortion --data MANIFEST --out DIR
-
 leakage: R^2 of a linear map from a frame's emotion digits to its log-mel spectrum. stages: emotion and
 speaker told from each stage's digits. usage: codes in use, entropies, and what entropy coding saves.
 transplant: what the emotion block of one utterance does in another. rate_distortion: error of the
@@ -13,62 +7,25 @@ teacher's features over dimensions and levels of the emotion block, one small tr
 DIR/results.json and DIR/COMMAND.png and prints a table. Needs requirements-eval.txt.
 """
 
-import argparse
 import os
-import sys
 
-from affectcodec_jax.common.errors import UserError, run_command
-
-
-def main(argv=None):
-  """Entry point; returns the exit status."""
-  parser = argparse.ArgumentParser(
-      prog='python -m affectcodec_jax.analysis.run', description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
-  commands = parser.add_subparsers(dest='command', required=True)
-  for function in (leakage, stages, usage, transplant, rate_distortion):
-    name = function.__name__
-    p = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
-    p.set_defaults(function=function)
-    if name != 'rate_distortion':
-      p.add_argument('--checkpoint', required=True, nargs='+' if name == 'leakage' else None,
-                     help='workdir of a training run')
-    p.add_argument('--data', required=True, help='a directory or a .jsonl manifest')
-    p.add_argument('--out', required=True, help=f'folder for results.json and {name}.png')
-    if name in ('leakage', 'usage', 'transplant'):
-      p.add_argument('--split', default='test', help="which split of it (default 'test')")
-    else:
-      p.add_argument('--train-split', default='train', help="what is fitted to (default 'train')")
-      p.add_argument('--test-split', default='test', help="what is scored (default 'test')")
-    if name == 'transplant':
-      p.add_argument('--kbps', type=float, help='rate (default: the highest)')
-    limit = {'rate_distortion': 600, 'transplant': 300}.get(name, 0)
-    p.add_argument('--limit', type=int, default=limit,
-                   help=f'at most so many files of a split, evenly spread; 0 for all (default {limit})')
-  p.add_argument('--config', default='configs/base.py',
-                 help='sizes and teacher; --config.FIELD=VALUE overrides a field')
-  p.add_argument('--dimensions', type=int, nargs='+', default=[1, 2, 3, 4])
-  p.add_argument('--levels', type=int, nargs='+', default=[2, 3, 4])
-  p.add_argument('--num-stages', type=int, default=2, help='K (default 2)')
-  p.add_argument('--steps', type=int, default=500, help='of each training (default 500)')
-  p.add_argument('--batch-size', type=int, default=16, help='windows a step (default 16)')
-  p.add_argument('--seconds', type=float, default=1.0, help='of a window (default 1)')
-  p.add_argument('--seeds', type=int, nargs='+', default=[0], help='each cell is trained with each')
-  args, args.overrides = parser.parse_known_args(argv)
-  wrong = [a for a in args.overrides if args.command != 'rate_distortion' or not a.startswith('--config.')]
-  if wrong:
-    parser.error(f'unrecognized argument {wrong[0]}')
-  return run_command(lambda: _run(args))
+from affectcodec_jax.common.errors import UserError
 
 
-def _run(args):
+def analyse(name, args):
+  """Runs the analysis of that name and writes what it finds.
+
+  Args:
+    name: 'leakage', 'stages', 'usage', 'transplant' or 'rate_distortion'.
+    args: those of the command `analyse`.
+  """
   from affectcodec_jax.common.files import make_folder, write_json
   from affectcodec_jax.evaluation.charts import require_matplotlib
   require_matplotlib()  # before the long part
   if args.limit < 0:
     raise UserError(f'--limit {args.limit}: give the number of files, or 0 for all')
   out = make_folder(args.out)
-  results, table = args.function(args, out / f'{args.command}.png')
+  results, table = ANALYSES[name](args, out / f'{name}.png')
   write_json(out / 'results.json', results)
   print('\n'.join(table))
 
@@ -256,5 +213,4 @@ def _table(headings, rows):
   return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
-if __name__ == '__main__':
-  sys.exit(main())
+ANALYSES = {f.__name__: f for f in (leakage, stages, usage, transplant, rate_distortion)}

@@ -1,7 +1,5 @@
 """What streaming and lost frames cost: a codec's streams beside the same clips as wholes.
 
-  python -m affectcodec_jax.analysis.streaming --data SPEECH/manifest.jsonl --out docs/logs/streaming
-
 Clips are brought to the codec's level. Encoders are compared by the share of codes that are not those of
 the whole, and by the sound of their codes from the whole's decoder; decoders by their sound from the
 whole's codes. Frames are lost independently, the same ones for both ways of filling them. Writes
@@ -10,12 +8,9 @@ the emotion that the packaged judge hears is from that of the original (total va
 Needs requirements-eval.txt.
 """
 
-import argparse
-import sys
-
 import numpy as np
 
-from affectcodec_jax.common.errors import UserError, run_command
+from affectcodec_jax.common.errors import UserError
 
 GAINS = (-12.0, -6.0, 6.0, 12.0)  # dB
 ENCODER_LOOKAHEAD = (14, 7, 3)  # frames
@@ -24,22 +19,8 @@ QUICK = {'chunk_frames': 5, 'lookahead': 5}  # of both ends
 LOSSES = (0.02, 0.05, 0.1, 0.2)
 
 
-def main(argv=None):
-  """Entry point; returns the exit status."""
-  parser = argparse.ArgumentParser(
-      prog='python -m affectcodec_jax.analysis.streaming', description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--checkpoint', default='pretrained', help='workdir of a training run')
-  parser.add_argument('--data', required=True, help='a directory or a .jsonl manifest')
-  parser.add_argument('--split', default='test', help="which split of it (default 'test')")
-  parser.add_argument('--limit', type=int, default=12, help='so many files, evenly spread (default 12)')
-  parser.add_argument('--kbps', type=float, default=1.5)
-  parser.add_argument('--out', required=True, help='folder for quality.json')
-  args = parser.parse_args(argv)
-  return run_command(lambda: _run(args))
-
-
-def _run(args):
+def score_streams(args):
+  """Measures and writes it; `args` are those of the command `analyse streaming`."""
   from affectcodec_jax.api import load
   from affectcodec_jax.common.files import make_folder, write_json
   from affectcodec_jax.data.folder import FolderSource
@@ -138,7 +119,3 @@ def measure(codec, clips, kbps):
     silenced = [a * np.repeat(~x, 320) for a, x in zip(offline, lost)]
     rows.append(row(f'{share:.0%} of frames lost, zeros in their place', silenced))
   return rows
-
-
-if __name__ == '__main__':
-  sys.exit(main())

@@ -1,21 +1,16 @@
 """Makes the predictor of emotion from the tokens of one codec.
 
-  python -m affectcodec_jax.analysis.train_token_emotion --checkpoint pretrained \
-      --data SPEECH/manifest.jsonl --out token_emotion.safetensors --report token_emotion.json
-
 A logistic regression for one stage and for each rate of the codec. What it reads (the emotion block, the
 acoustic block or both) and how strongly it is regularised is chosen on the validation split; all three are
 scored on the test split, beside judges that hear the sound. Splits must have different speakers.
 Needs scikit-learn.
 """
 
-import argparse
 import pathlib
-import sys
 
 import numpy as np
 
-from affectcodec_jax.common.errors import UserError, run_command
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.tokens import emotion as token_emotion
 
@@ -23,21 +18,8 @@ STRENGTHS = (1e-3, 3e-3, 1e-2)  # C, the inverse of regularisation
 ABSENT = -1e4  # logit of an emotion that was not in the training data
 
 
-def main(argv=None):
-  """Entry point; returns the exit status."""
-  parser = argparse.ArgumentParser(
-      prog='python -m affectcodec_jax.analysis.train_token_emotion', description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--checkpoint', default='pretrained',
-                      help='workdir of a training run (default: the packaged codec)')
-  parser.add_argument('--data', required=True, help='a manifest with emotions, speakers and splits')
-  parser.add_argument('--out', required=True, help='the predictor, .safetensors')
-  parser.add_argument('--report', help='where to write the scores, .json')
-  args = parser.parse_args(argv)
-  return run_command(lambda: _run(args))
-
-
-def _run(args):
+def make_predictor(args):
+  """Fits, scores and writes it; `args` are those of the command `analyse token_emotion`."""
   from affectcodec_jax.analysis import codes, probes
   from affectcodec_jax.api import load
   from affectcodec_jax.common.files import check_file, write_json
@@ -189,7 +171,3 @@ def table(results, stage_kbps):
     lead = kinds['emotion_minus_acoustic']
     lines.append(f'             emotion block less acoustic block {interval(lead)}')
   return lines + [f'{name:24} {interval(s)}' for name, s in results['heard'].items()]
-
-
-if __name__ == '__main__':
-  sys.exit(main())

@@ -1,14 +1,12 @@
 """Speech from TensorFlow Datasets, read through its random-access data source, without TensorFlow.
 
-  python -m affectcodec_jax.data.tfds crema_d --data_dir DIR    # downloads and prepares a set
+  python -m affectcodec_jax prepare crema_d --data_dir DIR    # downloads and prepares a set
 
 Preparing is the set's own code, and most sets use TensorFlow in it; reading never does.
 """
 
-import argparse
 import importlib.util
 import logging
-import sys
 
 import numpy as np
 import soundfile
@@ -142,29 +140,23 @@ def _builder(name, data_dir):
 
 def _how_to_prepare(name, data_dir):
   folder = f' --data_dir {data_dir}' if data_dir else ''
-  return f'python -m affectcodec_jax.data.tfds {name}{folder}'
+  return f'python -m affectcodec_jax prepare {name}{folder}'
 
 
 def _first_line(error):
   return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def main(argv=None):
-  """Downloads and prepares a set for random access."""
-  parser = argparse.ArgumentParser(prog='python -m affectcodec_jax.data.tfds', description=__doc__)
-  parser.add_argument('name')
-  parser.add_argument('--data_dir')
-  args = parser.parse_args(argv)
+def prepare(name, data_dir=None):
+  """Downloads and prepares a set for random access; returns a line that says where, and its splits.
+
+  Raises:
+    UserError: it cannot be prepared.
+  """
   try:
-    builder = tfds.builder(args.name, data_dir=args.data_dir, file_format='array_record')
+    builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
     builder.download_and_prepare()
   except Exception as e:  # a download can fail in as many ways as there are sets
     hint = '; to prepare this set: pip install tensorflow' if 'tensorflow' in str(e) else ''
-    print(f'error: {args.name}: {_first_line(e)}{hint}', file=sys.stderr)
-    return 2
-  print(f'{builder.data_dir}: {", ".join(f"{k} {v.num_examples}" for k, v in builder.info.splits.items())}')
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main())
+    raise UserError(f'{name}: {_first_line(e)}{hint}') from e
+  return f'{builder.data_dir}: {", ".join(f"{k} {v.num_examples}" for k, v in builder.info.splits.items())}'

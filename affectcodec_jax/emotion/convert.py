@@ -1,55 +1,50 @@
-"""Converts published weights: python -m affectcodec_jax.emotion.convert emotion2vec CKPT OUT.safetensors
+"""Converts a published checkpoint of emotion2vec: base, or one of the plus models (seed, base, large).
 
-CKPT is a PyTorch checkpoint of emotion2vec: base, or one of the plus models (seed, base, large). It is
-read without PyTorch and without running what it contains. OUT is for `teacher.path`.
+It is of PyTorch, and read without PyTorch and without running what it contains.
 """
 
-import argparse
+import collections
+import os
 import re
-import sys
 
-from affectcodec_jax.common.errors import UserError, run_command
+import numpy as np
+
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.emotion import emotion2vec as model
+from affectcodec_jax.emotion.teachers import EMOTION2VEC
+from affectcodec_jax.emotion.torch_checkpoint import read_checkpoint
+from affectcodec_jax.models.params import save_params
 
 _ENCODER = 'modality_encoders.AUDIO.'
 # What pre-training alone needs: decoders, averaged copies, the head of reconstruction.
 _LEFT_OUT = re.compile(r'(^|[._])(decoder|ema|recon_proj)([._]|$)')
 
 
-def main(argv=None):
-  """Entry point; returns the exit status."""
-  parser = argparse.ArgumentParser(
-      prog='python -m affectcodec_jax.emotion.convert', description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('model', choices=['emotion2vec'])
-  parser.add_argument('checkpoint', metavar='CKPT')
-  parser.add_argument('output', metavar='OUT')
-  parser.add_argument('--float16', action='store_true', help='half the size; float32 otherwise')
-  args = parser.parse_args(argv)
-  return run_command(lambda: _run(args))
+def convert(checkpoint, output, float16=False):
+  """Writes the emotion2vec in a PyTorch checkpoint as a file for `teacher.path`.
 
+  Args:
+    checkpoint: path of the checkpoint.
+    output: path to write, .safetensors.
+    float16: half the size; float32 otherwise.
 
-def _run(args):
-  import os
-
-  import numpy as np
-
-  from affectcodec_jax.emotion.teachers import EMOTION2VEC
-  from affectcodec_jax.emotion.torch_checkpoint import read_checkpoint
-  from affectcodec_jax.models.params import save_params
-  if os.path.realpath(args.checkpoint) == os.path.realpath(args.output):
-    raise UserError(f'{args.output}: input and output are the same file')
-  state, left_out = find_state(read_checkpoint(args.checkpoint), args.checkpoint)
-  params, heads = convert_state(state, args.checkpoint)
-  save_params(args.output, params, np.float16 if args.float16 else np.float32)
+  Raises:
+    UserError: not a whole emotion2vec, or a place that cannot be written.
+  """
+  if os.path.realpath(checkpoint) == os.path.realpath(output):
+    raise UserError(f'{output}: input and output are the same file')
+  state, left_out = find_state(read_checkpoint(checkpoint), checkpoint)
+  params, heads = convert_state(state, checkpoint)
+  save_params(output, params, np.float16 if float16 else np.float32)
   dim = len(params['project']['bias'])
   kind = next((k for k, v in EMOTION2VEC.items() if v == (dim, heads)), None)
-  print(f'{args.output}: {kind or "emotion2vec of another size"}, {dim} wide, {heads} heads, '
+  print(f'{output}: {kind or "emotion2vec of another size"}, {dim} wide, {heads} heads, '
         f'{sum(v.size for v in state.values()) / 1e6:.1f} M parameters'
         + (', with the head of 9 classes' if 'head' in params else ''))
   print(f'left out: {", ".join(left_out) or "nothing"}')
   if kind:
     print(f'use it with --config.teacher.kind={kind} --config.teacher.dim={dim} '
-          f'--config.teacher.path={args.output}')
+          f'--config.teacher.path={output}')
   else:
     print('no teacher.kind is of this size')
 
@@ -62,9 +57,6 @@ def find_state(checkpoint, name='checkpoint'):
   Raises:
     UserError: no emotion2vec there.
   """
-  import collections
-
-  import numpy as np
   outside = []
   for key in ('state_dict', 'model_state_dict', 'model'):
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
@@ -88,9 +80,6 @@ def convert_state(state, name='checkpoint'):
   Raises:
     UserError: names the first tensor that is absent, unknown or misshapen.
   """
-  import numpy as np
-
-  from affectcodec_jax.emotion import emotion2vec as model
   left = dict(state)
 
   def take(key, shape):
@@ -143,7 +132,3 @@ def convert_state(state, name='checkpoint'):
   if left:
     raise UserError(f'{name}: not an emotion2vec that this reads: {sorted(left)[0]} is not known')
   return params, heads
-
-
-if __name__ == '__main__':
-  sys.exit(main())

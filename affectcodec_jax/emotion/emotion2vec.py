@@ -2,7 +2,7 @@
 
 Waveform -> seven strided convolutions -> positions by convolution, ten extra tokens -> post-norm
 transformer blocks with ALiBi. Only what inference needs: no masking, no decoder. Parameters of the
-published PyTorch checkpoints come in through `python -m affectcodec_jax.emotion.convert`.
+published PyTorch checkpoints come in through `python -m affectcodec_jax teacher convert`.
 """
 
 import math

@@ -2,16 +2,14 @@
 
 Two judges: a packaged network (`emotion/judge.py`), and eGeMAPS functionals with a support vector
 machine, fitted to the packaged functionals of the same training speech, or to other speech by
-`python -m affectcodec_jax.emotion.judges`, which scores both beside the packaged teacher. The second needs
+`python -m affectcodec_jax teacher judge`, which scores both beside the packaged teacher. The second needs
 opensmile (its own licence, free for research) and scikit-learn.
 """
 
-import argparse
 import pathlib
-import sys
 
 from affectcodec_jax.common import packaged
-from affectcodec_jax.common.errors import UserError, require_extra, run_command
+from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.common.labels import EMOTIONS
 
 
@@ -103,7 +101,7 @@ def svm_posteriors(folder=packaged.FOLDER):
     with np.load(path) as kept:
       return fit_svm(*(kept[k] for k in ('train', 'train_labels', 'valid', 'valid_labels')))
   except (OSError, ValueError, KeyError) as e:
-    raise UserError(f'{path}: cannot be read; make it with python -m affectcodec_jax.emotion.judges') from e
+    raise UserError(f'{path}: cannot be read; make it with python -m affectcodec_jax teacher judge') from e
 
 
 def score(items, predicted):
@@ -141,59 +139,3 @@ def labelled(source):
   if not items:
     raise UserError('no clip of this split has a known emotion')
   return items
-
-
-def main(argv=None):
-  """Entry point; returns the exit status."""
-  parser = argparse.ArgumentParser(
-      prog='python -m affectcodec_jax.emotion.judges', description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--data', required=True, help='a manifest with emotions and splits')
-  parser.add_argument('--out', required=True, help='folder for results.json and egemaps.npz')
-  args = parser.parse_args(argv)
-  return run_command(lambda: _run(args))
-
-
-def _run(args):
-  import numpy as np
-  import tqdm
-
-  from affectcodec_jax.common.files import make_folder, write_json
-  from affectcodec_jax.data.folder import FolderSource
-  from affectcodec_jax.evaluation import statistics
-  functionals, network, teacher = egemaps(), network_judge(), packaged_teacher()
-  out = make_folder(args.out)
-  clips, features, truth = {}, {}, {}
-  for split in ('train', 'valid', 'test'):
-    clips[split] = labelled(FolderSource(args.data, split))
-    features[split] = np.stack([functionals(c['audio']) for c in tqdm.tqdm(clips[split], desc=split)])
-    truth[split] = [c['emotion'] for c in clips[split]]
-  svm = fit_svm(features['train'], truth['train'], features['valid'], truth['valid'])
-  test = clips['test']
-  predicted = {'egemaps_svm': svm(features['test']).argmax(axis=1),
-               'network': np.array([network(c['audio']).argmax() for c in test]),
-               'teacher': np.array([teacher(c['audio']).argmax() for c in test])}
-  results = {name: score(test, p) for name, p in predicted.items()}
-  right, groups = np.array(truth['test']), statistics.speaker_groups(test)
-
-  def lead(i):
-    return (unweighted_accuracy(right[i], predicted['teacher'][i])
-            - unweighted_accuracy(right[i], predicted['egemaps_svm'][i]))
-
-  results['teacher_minus_svm'] = {
-      'over_speakers': statistics.bootstrap(groups, lead),
-      'over_clips': statistics.bootstrap([np.array([i]) for i in range(len(test))], lead)}
-  # The functionals are kept, not the machine: fitting takes seconds, and a pickle is not to be trusted.
-  np.savez(out / 'egemaps.npz', train=features['train'], train_labels=truth['train'],
-           valid=features['valid'], valid_labels=truth['valid'])
-  write_json(out / 'results.json', results)
-  for name in predicted:
-    result = results[name]
-    print(f'{name:12} unweighted accuracy on test speakers {result["accuracy"]:.3f}; '
-          + ', '.join(f'{k} {v:.3f}' for k, v in result['corpora'].items()))
-  for kind, m in results['teacher_minus_svm'].items():
-    print(f'teacher - egemaps_svm: {m["mean"]:+.3f} [{m["low"]:+.3f}, {m["high"]:+.3f}] {kind}')
-
-
-if __name__ == '__main__':
-  sys.exit(main())

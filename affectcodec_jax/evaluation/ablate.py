@@ -1,15 +1,11 @@
 """Trains the ablation's variants for an equal number of steps and scores them side by side.
 
-  python -m affectcodec_jax.evaluation.ablate --data SPEECH/manifest.jsonl --svm runs/judges \
-      --out runs/ablation
-
 Variants are those of `--config` (see configs/ablation.py), each with every seed of `--seeds`, in
 processes of their own, `--jobs` at a time. The same command continues where it was stopped and scores
 what is finished. Writes OUT/table.md, OUT/results.json and OUT/ablation.png; the runs with their logs are
 OUT/VARIANT/SEED.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,9 +13,8 @@ import sys
 import threading
 
 from affectcodec_jax.common import workers
-from affectcodec_jax.common.errors import UserError, run_command
+from affectcodec_jax.common.errors import UserError
 
-_MODULES = {'train': 'train', 'evaluate': 'evaluation.run'}
 VARIANTS = {  # each differs from the one before it by what its name says
     'rvq': {'quantizer': 'rvq', 'multi_rate': 0.0, 'conditioning': False},
     'full_rfsq': {'quantizer': 'full_rfsq', 'multi_rate': 0.0, 'conditioning': False},
@@ -29,28 +24,8 @@ VARIANTS = {  # each differs from the one before it by what its name says
 }
 
 
-def main(argv=None):
-  """Entry point; returns the exit status."""
-  parser = argparse.ArgumentParser(
-      prog='python -m affectcodec_jax.evaluation.ablate', description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--config', default='configs/ablation.py')
-  parser.add_argument('--variants', nargs='+', default=list(VARIANTS), help='of the configuration')
-  parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
-  parser.add_argument('--steps', type=int, default=1000, help='of each run')
-  parser.add_argument('--data', required=True, help='a .jsonl manifest')
-  parser.add_argument('--metrics', nargs='+', default=['quick'], help="of evaluate (default 'quick')")
-  parser.add_argument('--svm', 
-                      help='folder of python -m affectcodec_jax.emotion.judges, for the packaged machine')
-  parser.add_argument('--limit', type=int, default=240, help='test files to score; 0 for all')
-  parser.add_argument('--jobs', type=int, default=1, help='runs at a time, sharing the processors')
-  parser.add_argument('--out', required=True)
-  args = parser.parse_args(argv)
-  return run_command(lambda: ablate(args))
-
-
 def ablate(args):
-  """Runs what is not yet there, then writes the tables."""
+  """Runs what is not yet there, then writes the tables; `args` are those of the command `ablate`."""
   from affectcodec_jax.common.files import make_folder, write_json, write_whole
   if min(args.steps, args.jobs) < 1:
     raise UserError('--steps and --jobs must be at least 1')
@@ -109,8 +84,8 @@ def _run_one(args, variant, seed, workdir):
   for command in (train, score):
     print(f'{variant}, seed {seed}: {command[0]}', flush=True)
     with open(workdir / 'log.txt', 'a') as log:
-      status = subprocess.run([sys.executable, '-m', f'affectcodec_jax.{_MODULES[command[0]]}',
-                               *map(str, command[1:])], stdout=log, stderr=log, env=env).returncode
+      status = subprocess.run([sys.executable, '-m', 'affectcodec_jax', *map(str, command)], stdout=log,
+                              stderr=log, env=env).returncode
     if status:
       return f'{variant}, seed {seed}: {command[0]} failed; see {workdir}/log.txt'
   if json.loads(done.read_text())['step'] != args.steps:  # asked to end, it saved and left
@@ -179,7 +154,3 @@ def _plot(results, path):
   axes[0].legend()
   figure.savefig(path, dpi=120)
   plt.close(figure)
-
-
-if __name__ == '__main__':
-  sys.exit(main())

@@ -1,20 +1,15 @@
 """Two systems of an evaluation on the same files, with the confidence of what is between them.
 
-  python -m affectcodec_jax.evaluation.compare OUT/files.csv "affectcodec 1.5" "codec2 3.2"
-
-Prints a row a metric: the mean of each, and their difference with its 95 % interval, by drawing speakers:
+A row a metric: the mean of each, and their difference with its 95 % interval, by drawing speakers:
 both systems of a draw on the same files, so what makes a file hard does not widen it. `better` and `worse`
 are said of the first system where the interval leaves zero out.
 """
 
-import argparse
 import csv
-import pathlib
-import sys
 
 import numpy as np
 
-from affectcodec_jax.common.errors import UserError, run_command
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.evaluation.statistics import Speakers
 from affectcodec_jax.evaluation.summary import COLUMNS
 
@@ -98,19 +93,3 @@ def table(results, first, second):
     lines.append(f'| {heading} | {a:.4g} | {b:.4g} | {d["mean"]:+.3g} [{d["low"]:+.3g}, {d["high"]:+.3g}] '
                  f'| {said} |')
   return '\n'.join(lines)
-
-
-def main(argv=None):
-  """Entry point; returns the exit status."""
-  parser = argparse.ArgumentParser(prog='python -m affectcodec_jax.evaluation.compare', description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('files', help='files.csv of an evaluation')
-  parser.add_argument('first', help="a system, such as 'affectcodec 1.5'")
-  parser.add_argument('second', help="another, such as 'codec2 3.2'")
-  args = parser.parse_args(argv)
-  return run_command(lambda: print(table(
-      compare(pathlib.Path(args.files), args.first, args.second), args.first, args.second)))
-
-
-if __name__ == '__main__':
-  sys.exit(main())

@@ -1,8 +1,5 @@
 """Scores a codec on a set of files at every rate, beside other codecs on the same files.
 
-  python -m affectcodec_jax.evaluation.run --checkpoint runs/speech --data SPEECH/manifest.jsonl \
-      --split test --out runs/speech/test
-
 Each file is brought to the codec's level, encoded once and decoded from every prefix of its tokens; so do
 the peers at their rates. Writes OUT/results.json (means, 95 % bootstrap intervals over speakers),
 OUT/files.csv (one row a file and system) and OUT/report.html, a page that needs nothing else. Scores are
@@ -10,44 +7,15 @@ kept: the same command goes on where it stopped, and peers are not measured agai
 Packages of requirements-eval.txt that are not installed are reported as absent.
 """
 
-import argparse
 import os
 import sys
 
-from affectcodec_jax.common import packaged, workers
-from affectcodec_jax.common.errors import UserError, run_command
-
-
-def main(argv=None):
-  """Entry point; returns the exit status."""
-  parser = argparse.ArgumentParser(
-      prog='python -m affectcodec_jax.evaluation.run', description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--checkpoint', default='pretrained',
-                      help="workdir of a training run (default: the packaged codec); 'none': peers alone")
-  parser.add_argument('--data', required=True, help='a directory, a .jsonl manifest or a recording')
-  parser.add_argument('--split', default='test', help="which split of it (default 'test'), or all")
-  parser.add_argument('--limit', type=int, default=0, help='at most so many files, evenly spread')
-  parser.add_argument('--labelled', action='store_true', help='only files with a known emotion')
-  parser.add_argument('--metrics', nargs='+', default=['all'],
-                      help="'all', 'quick' (without the two slowest), or names (see docs/evaluation.md)")
-  parser.add_argument('--peers', nargs='+', default=['opus', 'codec2', 'amrwb', 'speex'],
-                      help="codecs to compare with, neural ones as MODEL@KBPS,KBPS; 'none' for none")
-  parser.add_argument('--classifier', nargs='+', default=[], metavar='MODEL',
-                      help='emotion classifiers or valence/arousal/dominance regressors for transformers')
-  parser.add_argument('--svm',
-                      help='folder of python -m affectcodec_jax.emotion.judges, for the packaged machine')
-  parser.add_argument('--jobs', type=int, default=workers.cores(), help='processes')
-  parser.add_argument('--clips', type=int, default=4, help='files to hear and see in the report')
-  parser.add_argument('--no-report', action='store_true', help='leave report.html out')
-  parser.add_argument('--cache', help="folder of scores (default: the user's cache folder)")
-  parser.add_argument('--out', required=True, help='folder for the results')
-  args = parser.parse_args(argv)
-  return run_command(lambda: evaluate(args))
+from affectcodec_jax.common import packaged
+from affectcodec_jax.common.errors import UserError
 
 
 def evaluate(args):
-  """Scores the files and writes the results."""
+  """Scores the files and writes the results; `args` are those of the command `evaluate`."""
   import tqdm
 
   from affectcodec_jax.common.files import make_folder, write_json
@@ -220,7 +188,3 @@ def overview(results):
   problems = {f'{label}, {metric}: {p["count"]} files not scored, first {p["first"]}'
               for label, r in results['systems'].items() for metric, p in r['problems'].items()}
   return '\n'.join([*lines, *sorted(problems)])
-
-
-if __name__ == '__main__':
-  sys.exit(main())

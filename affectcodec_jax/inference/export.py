@@ -40,7 +40,7 @@ def encoder(codec):
   config, hop = codec.config, codec.hop_length
   if emotion_context(config, codec.frozen) is None:
     raise UserError(f'a codec that asks the teacher {config.teacher.kind} cannot be exported; train it '
-                    'with a student (python -m affectcodec_jax.emotion.distil)')
+                    'with a student (python -m affectcodec_jax teacher distil)')
   network, params, around = make_codec(config), {'params': codec.params}, encoder_context(config.model)
   # Beyond the recording the emotion network sees zeros at every layer, the adapter what comes of that.
   beside = 2 + config.model.adapter_layers * (config.model.adapter_kernel // 2)

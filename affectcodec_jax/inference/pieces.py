@@ -107,7 +107,7 @@ class Inference:
     context = self.emotion_context
     if context is None and max(map(len, recordings)) > MAX_WHOLE_SECONDS * SAMPLE_RATE:
       raise UserError(f'longer than {MAX_WHOLE_SECONDS} s, and the teacher of this codec hears a recording '
-                      'as a whole; train it with a student (python -m affectcodec_jax.emotion.distil) or '
+                      'as a whole; train it with a student (python -m affectcodec_jax teacher distil) or '
                       'cut the recording')
     whole, context = context is None, context or 0
     for group in self._batches(frames, batch, whole):

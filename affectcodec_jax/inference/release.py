@@ -1,6 +1,6 @@
 """A codec as a folder of small files: what the package carries, and what to give to others.
 
-  python -m affectcodec_jax.training.publish RUN OUT
+  python -m affectcodec_jax release RUN OUT
 
 OUT then goes wherever a run goes for using the codec, and into `train --init_from OUT`:
 
@@ -28,7 +28,7 @@ def find(name):
   path = packaged.FOLDER if name == 'pretrained' else pathlib.Path(name)
   if not is_release(path):
     raise UserError(f'--init_from {name}: not a released codec (no {CONFIG} there); make one by '
-                    'python -m affectcodec_jax.training.publish RUN OUT')
+                    'python -m affectcodec_jax release RUN OUT')
   return path
 
 
@@ -54,7 +54,7 @@ def load(path):
     step, fingerprint, config = card['step'], card['fingerprint'], ConfigDict(card['config'])
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(f'{path}: not a released codec ({type(e).__name__}: {e}); make one by '
-                    'python -m affectcodec_jax.training.publish RUN OUT') from e
+                    'python -m affectcodec_jax release RUN OUT') from e
   require(config, CODEC_FIELDS, path / CONFIG)
   params, frozen = load_params(path / CODEC), weights.load_encoder_network(config, path)
   if weights.fingerprint(config.model.to_dict(), params, frozen).hex() != fingerprint:

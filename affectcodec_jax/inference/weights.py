@@ -25,7 +25,7 @@ def load_teacher(config, path=''):
   path = path or packaged.TEACHER
   if not os.path.exists(path):
     raise UserError(f'{path}: no such file; train a teacher with python -m '
-                    'affectcodec_jax.emotion.train_teacher, or leave teacher.path empty')
+                    'affectcodec_jax teacher train, or leave teacher.path empty')
   params = load_params(path)
   network = make_teacher(config)
   features = (jnp.zeros((1, 3200)), jnp.ones((1, 10), bool))
@@ -46,7 +46,7 @@ def load_student(config, path):
   try:
     network = make_student(params)
   except (KeyError, TypeError, IndexError) as e:
-    raise UserError(f'{path}: not a student; make one with python -m affectcodec_jax.emotion.distil') from e
+    raise UserError(f'{path}: not a student; make one with python -m affectcodec_jax teacher distil') from e
   if network.dim != config.teacher.dim:
     raise UserError(f'{path}: a student of features {network.dim} wide, but teacher.dim='
                     f'{config.teacher.dim}')

@@ -2,7 +2,7 @@
 
 An utterance is described by how often its codes and their changes occur, and a multinomial logistic
 regression tells the eight emotions from that. What codes mean differs from codec to codec, so a predictor
-belongs to one fingerprint; `python -m affectcodec_jax.analysis.train_token_emotion` makes it.
+belongs to one fingerprint; `python -m affectcodec_jax analyse token_emotion` makes it.
 """
 
 import json
@@ -21,7 +21,7 @@ from affectcodec_jax.common.labels import EMOTIONS, VALENCE_AROUSAL_DOMINANCE
 
 PACKAGED = packaged.TOKEN_EMOTION
 KINDS = ('emotion', 'acoustic', 'both')
-HOW_TO_MAKE = ('make one with python -m affectcodec_jax.analysis.train_token_emotion --checkpoint CODEC '
+HOW_TO_MAKE = ('make one with python -m affectcodec_jax analyse token_emotion --checkpoint CODEC '
                '--data MANIFEST --out FILE and give --predictor FILE')
 
 

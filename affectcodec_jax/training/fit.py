@@ -8,10 +8,56 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from affectcodec_jax.api import use_compilation_cache
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import make_folder
+from affectcodec_jax.config import save_config
+from affectcodec_jax.data import pipeline
+from affectcodec_jax.models.params import save_params
 
 # What is needed of a configuration besides what the command itself needs.
 FIT_FIELDS = ('steps', 'batch_size', 'lr', 'weight_decay', 'ema_decay', 'log_every')
+
+
+def open_workdir(workdir):
+  """Creates the folder of the training; returns it as a `Path`.
+
+  Raises:
+    UserError: it holds a run of the codec, or cannot be written to.
+  """
+  use_compilation_cache()
+  workdir = make_folder(workdir)
+  if (workdir / 'checkpoints').exists():
+    raise UserError(f'{workdir} holds a run of the codec; give another --workdir')
+  return workdir
+
+
+def train_network(config, workdir, name, model, loss_fn, source, crop_samples):
+  """Trains `model` on crops of a source; writes `name`.safetensors, metrics.jsonl and config.json.
+
+  Args:
+    config: the configuration, with sections `data` and `train`.
+    workdir: the folder of `open_workdir`.
+    name: of the file of parameters, which are kept as float16.
+    model: a Flax module that is called with audio `[batch, samples]`.
+    loss_fn: as `fit`'s.
+    source: of the training split.
+    crop_samples: samples a crop.
+
+  Returns:
+    the parameters, averaged over steps, on the host.
+  """
+  c, t = config.data, config.train
+  iterator = pipeline.make_iterator(
+      source, batch_size=t.batch_size, crop_samples=crop_samples, seed=config.seed, gain_db=c.gain_db,
+      num_workers=c.num_workers)
+  base = jax.random.PRNGKey(config.seed)
+  params = jax.jit(model.init)(base, jnp.zeros((1, 6400)))['params']
+  save_config(workdir / 'config.json', config)
+  with open(workdir / 'metrics.jsonl', 'w') as log:
+    params = fit(loss_fn, params, iterator, t, base, log)
+  save_params(workdir / f'{name}.safetensors', params, np.float16)
+  return params
 
 
 def fit(loss_fn, params, iterator, t, rng, log):

@@ -1,33 +1,12 @@
 """Makes of a training run the folder of small files that a released codec is (`inference.release`).
 
-  python -m affectcodec_jax.training.publish RUN OUT
-
 The optimisers' moments stay in the run: they are eight times as large, and with beta2 = 0.99 a hundred
 steps make them anew.
 """
 
-import argparse
-import pathlib
-import sys
-
 import numpy as np
 
-from affectcodec_jax.common.errors import UserError, run_command
-
-
-def main(argv=None):
-  """Entry point; returns the exit status."""
-  parser = argparse.ArgumentParser(prog='python -m affectcodec_jax.training.publish', description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('run', help='workdir of a training run')
-  parser.add_argument('out', help='folder to write')
-  args = parser.parse_args(argv)
-
-  def command():
-    for path in save(pathlib.Path(args.run), pathlib.Path(args.out)):
-      print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
-
-  return run_command(command)
+from affectcodec_jax.common.errors import UserError
 
 
 def save(run, out):
@@ -65,7 +44,3 @@ def save(run, out):
   card = {'step': int(state.step), 'fingerprint': fingerprint, 'config': config.to_dict()}
   write_json(out / release.CONFIG, card)
   return [out / name for name in (release.CONFIG, *trees)]
-
-
-if __name__ == '__main__':
-  sys.exit(main())

@@ -1,40 +1,34 @@
 """Trains the compact emotion teacher on labelled speech.
 
-  python -m affectcodec_jax.emotion.train_teacher --config configs/teacher.py --workdir runs/teacher \
-      --config.data.source=folder --config.data.path=SPEECH/manifest.jsonl
-
 Writes WORKDIR/teacher.safetensors (point `teacher.path` of a codec's configuration at it),
 WORKDIR/metrics.jsonl, and WORKDIR/results.json with the accuracy on the held-out split and, where
 there is one, on the test split.
 """
 
-import sys
+import functools
 
-from affectcodec_jax.common.errors import UserError, run_command
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import write_json
+from affectcodec_jax.common.labels import EMOTIONS
+from affectcodec_jax.config import crop_samples
+from affectcodec_jax.data import pipeline
+from affectcodec_jax.data.augment import MAX_SPEED, augment, degrade
+from affectcodec_jax.emotion.compact import Teacher
+from affectcodec_jax.emotion.judges import labelled, padded_clip, score
+from affectcodec_jax.training.fit import FIT_FIELDS, open_workdir, train_network
 
-def main(argv=None):
-  """Entry point; returns the exit status."""
-  return run_command(lambda: _run(argv or sys.argv))
-
-
-def _run(argv):
-  from affectcodec_jax import config as config_lib
-  from affectcodec_jax.training.fit import FIT_FIELDS
-  config, workdir = config_lib.parse_args(argv, __doc__)
-  config_lib.require(config, {
-      'model': ('strides',), 'teacher': ('dim',), 'data': ('source', 'crop_seconds'),
-      'train': (*FIT_FIELDS, 'dropout', 'label_smoothing')}, 'this configuration')
-  train_teacher(config, workdir or 'runs/teacher')
+# What is needed of a configuration.
+FIELDS = {'model': ('strides',), 'teacher': ('dim',), 'data': ('source', 'crop_seconds'),
+          'train': (*FIT_FIELDS, 'dropout', 'label_smoothing')}
 
 
 def _loss(params, batch, rng, model, samples, smoothing):
   """Cross-entropy, over the clips that have a label, on augmented speech."""
-  import jax
-  import jax.numpy as jnp
-  import optax
-
-  from affectcodec_jax.data.augment import augment
   augment_rng, dropout_rng = jax.random.split(rng)
   audio = augment(batch['audio'], augment_rng, samples)
   logits = model.apply({'params': params}, audio, deterministic=False, rngs={'dropout': dropout_rng})
@@ -46,27 +40,8 @@ def _loss(params, batch, rng, model, samples, smoothing):
 
 def train_teacher(config, workdir):
   """Trains, evaluates and writes the teacher that `config` describes."""
-  import functools
-
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  from affectcodec_jax.api import use_compilation_cache
-  from affectcodec_jax.common.files import make_folder, write_json
-  from affectcodec_jax.config import crop_samples, save_config
-  from affectcodec_jax.data import pipeline
-  from affectcodec_jax.data.augment import MAX_SPEED
-  from affectcodec_jax.emotion.compact import Teacher
-  from affectcodec_jax.inference import weights
-  from affectcodec_jax.training.fit import fit
-
-  use_compilation_cache()
-  workdir = make_folder(workdir)
-  if (workdir / 'checkpoints').exists():
-    raise UserError(f'{workdir} holds a run of the codec; give another --workdir')
-  c, t = config.data, config.train
-  samples = crop_samples(config)
+  workdir = open_workdir(workdir)
+  c, samples = config.data, crop_samples(config)
   source = pipeline.make_source(c, c.train_split, config.seed)
   held_out = {c.eval_split: pipeline.make_source(c, c.eval_split, config.seed)}
   if c.source != 'synthetic':
@@ -74,18 +49,10 @@ def train_teacher(config, workdir):
       held_out['test'] = pipeline.make_source(c, 'test', config.seed)
     except UserError:
       pass  # a set without test speakers
-  iterator = pipeline.make_iterator(
-      source, batch_size=t.batch_size, crop_samples=-(-int(samples * MAX_SPEED) // 320) * 320,
-      seed=config.seed, gain_db=c.gain_db, num_workers=c.num_workers)
-  model = Teacher(config.teacher.dim, dropout=t.dropout)
-  base = jax.random.PRNGKey(config.seed)
-  params = jax.jit(model.init)(base, jnp.zeros((1, 6400)))['params']
-  loss_fn = functools.partial(_loss, model=model, samples=samples, smoothing=t.label_smoothing)
-
-  save_config(workdir / 'config.json', config)
-  with open(workdir / 'metrics.jsonl', 'w') as log:
-    params = fit(loss_fn, params, iterator, t, base, log)
-  weights.save_params(workdir / 'teacher.safetensors', params, np.float16)
+  model = Teacher(config.teacher.dim, dropout=config.train.dropout)
+  loss_fn = functools.partial(_loss, model=model, samples=samples, smoothing=config.train.label_smoothing)
+  params = train_network(config, workdir, 'teacher', model, loss_fn, source,
+                         crop_samples=-(-int(samples * MAX_SPEED) // 320) * 320)
   results = {'parameters': sum(x.size for x in jax.tree.leaves(params))}
   for split, items in held_out.items():
     results[split] = evaluate_teacher(params, items, config.teacher.dim)
@@ -100,12 +67,6 @@ def evaluate_teacher(params, source, dim):
   `degraded` is its accuracy on the same clips after `augment.degrade`: noise, filters, codec-like
   distortion.
   """
-  import jax
-  import numpy as np
-
-  from affectcodec_jax.data.augment import degrade
-  from affectcodec_jax.emotion.compact import Teacher
-  from affectcodec_jax.emotion.judges import labelled, padded_clip, score
   apply = jax.jit(lambda audio, mask: Teacher(dim).apply({'params': params}, audio, mask).argmax())
   rough = jax.jit(degrade)
   items = labelled(source)
@@ -118,14 +79,9 @@ def evaluate_teacher(params, source, dim):
 
 
 def _report(split, results):
-  from affectcodec_jax.common.labels import EMOTIONS
   print(f'unweighted accuracy on {split}: {results["accuracy"]:.3f} over {results["clips"]} clips, '
         f'{results["degraded"]:.3f} when degraded; '
         + ', '.join(f'{k} {v:.3f}' for k, v in results['corpora'].items()))
   print('true \\ predicted ' + ' '.join(f'{name[:6]:>6}' for name in EMOTIONS))
   for name, row in zip(EMOTIONS, results['confusion']):
     print(f'{name:>16} ' + ' '.join(f'{n:>6}' for n in row))
-
-
-if __name__ == '__main__':
-  sys.exit(main())

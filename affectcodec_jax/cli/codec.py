@@ -1,0 +1,168 @@
+"""Commands on speech and token files: encode, decode, stream, info, truncate, emotion."""
+
+import os
+import sys
+
+from affectcodec_jax.cli.command import Command, add_checkpoint, add_kbps, load
+from affectcodec_jax.common.errors import UserError
+
+
+def _encode_options(p):
+  p.add_argument('input', help='WAV, FLAC, OGG or MP3, any sample rate')
+  p.add_argument('output', help='token file, .afc')
+  add_checkpoint(p)
+  add_kbps(p)
+  p.add_argument('--entropy', action='store_true', help='a smaller file of the same tokens')
+
+
+def _decode_options(p):
+  p.add_argument('input', help='token file, .afc')
+  p.add_argument('output', help='.wav, .flac, .ogg or .mp3')
+  add_checkpoint(p, 'the one that encoded it (default: the packaged codec)')
+  p.add_argument('--kbps', type=float, help='decode at a lower rate than the file has')
+
+
+def _stream_options(p):
+  add_checkpoint(p)
+  add_kbps(p)
+  p.add_argument('--chunk', type=int, default=10, help='frames of 20 ms computed together (default 10)')
+  p.add_argument('--lookahead', type=int, help='frames awaited after them (default: all that count)')
+  p.add_argument('--gain-db', type=float, default=0.0, help='that makes speech about -24 dBFS (default 0)')
+  p.add_argument('--loss', type=float, default=0.0, help='share of frames to lose, for trying (default 0)')
+  p.add_argument('--seed', type=int, default=0, help='of those losses')
+
+
+def _info_options(p):
+  p.add_argument('path', nargs='?', default='pretrained',
+                 help='token file or workdir of a training run (default: the packaged codec)')
+
+
+def _truncate_options(p):
+  p.add_argument('input', help='token file, .afc')
+  p.add_argument('output', help='token file of fewer stages')
+  p.add_argument('--stages', type=int, required=True, help='stages to keep: 2 is 1.5 kbps')
+
+
+def _emotion_options(p):
+  p.add_argument('input', help='token file, .afc')
+  p.add_argument('--json', action='store_true', help='print one JSON object')
+  p.add_argument('--predictor', help="of 'analyse token_emotion', for the codec that encoded (default: the "
+                 "packaged codec's)")
+
+
+def _check_output(args):
+  """Refuses an output that cannot be written before any work is done for it."""
+  from affectcodec_jax.common.files import check_file
+  check_file(args.output)
+  if os.path.exists(args.output) and os.path.exists(args.input) and os.path.samefile(
+      args.input, args.output):
+    raise UserError(f'{args.output}: input and output are the same file')
+
+
+def _encode(args):
+  from affectcodec_jax import audio
+  from affectcodec_jax.tokens import afc
+  _check_output(args)
+  samples = audio.read_audio(args.input)
+  codec = load(args.checkpoint)
+  tokens = codec.encode(samples, audio.SAMPLE_RATE, args.kbps)
+  if args.entropy:
+    import dataclasses
+
+    from affectcodec_jax.models.codec import digit_bits
+    tokens = dataclasses.replace(tokens, digit_bits=digit_bits(codec.config.model))
+  afc.write_tokens(args.output, tokens)
+  seconds = len(samples) / audio.SAMPLE_RATE
+  print(f'{args.output}: {seconds:.2f} s, {tokens.kbps:g} kbps, '
+        f'{os.path.getsize(args.output)} bytes')
+
+
+def _decode(args):
+  from affectcodec_jax import audio
+  from affectcodec_jax.tokens import afc
+  _check_output(args)
+  audio.check_writable_kind(args.output)
+  tokens = afc.read_tokens(args.input)
+  codec = load(args.checkpoint)
+  samples = codec.decode(tokens, args.kbps)
+  audio.write_audio(args.output, samples)
+  print(f'{args.output}: {len(samples) / audio.SAMPLE_RATE:.2f} s')
+
+
+def _stream(args):
+  from affectcodec_jax.inference.pipe import pipe
+  if sys.stdin is None or sys.stdout is None:
+    raise UserError('stream reads from standard input and writes to standard output; one of them is closed')
+  pipe(args, sys.stdin.buffer, sys.stdout.buffer, load)
+
+
+def _info(args):
+  if args.path == 'pretrained' or os.path.isdir(args.path):
+    import jax
+    codec = load(args.path)
+    c = codec.config.model
+    count = sum(x.size for x in jax.tree.leaves(codec.params))
+    print(f'codec       {args.path}, step {codec.step}\n'
+          f'model       {codec.fingerprint.hex()}\n'
+          f'parameters  {count / 1e6:.2f} M and a {next(iter(codec.frozen))} of '
+          f'{sum(x.size for x in jax.tree.leaves(codec.frozen)) / 1e6:.2f} M\n'
+          f'quantiser   {c.quantizer}, {c.num_stages} stages of {codec.stage_kbps:g} kbps\n'
+          f'rates       {", ".join(f"{codec.stage_kbps * m:g}" for m in codec.config.rates)} kbps')
+  else:
+    from affectcodec_jax.tokens import afc
+    tokens = afc.read_tokens(args.path)
+    size, packed = os.path.getsize(args.path), afc.packed_size(tokens)
+    coded = (f', entropy coded: {8 * (packed - size)} of {8 * packed} bits saved ({1 - size / packed:.1%})'
+             if tokens.digit_bits else '')
+    print(f'tokens      {args.path}, {size} bytes{coded}\n'
+          f'model       {tokens.fingerprint.hex()}\n'
+          f'duration    {tokens.num_samples / tokens.sample_rate:.3f} s, {tokens.num_samples} '
+          f'samples at {tokens.sample_rate} Hz\n'
+          f'codes       {tokens.shape[0]} frames x {tokens.shape[1]} stages of '
+          f'{tokens.bits_per_code} bits, {tokens.kbps:g} kbps\n'
+          f'gain        {tokens.gain_db:+.2f} dB')
+
+
+def _truncate(args):
+  from affectcodec_jax.tokens import afc
+  _check_output(args)
+  afc.truncate_file(args.input, args.output, args.stages)
+  print(f'{args.output}: {os.path.getsize(args.output)} bytes')
+
+
+def _emotion(args):
+  from affectcodec_jax.common.labels import EMOTIONS
+  from affectcodec_jax.tokens import afc
+  from affectcodec_jax.tokens import emotion as token_emotion
+  tokens = afc.read_tokens(args.input)
+  predictor = token_emotion.load(args.predictor)
+  probabilities = predictor.predict(tokens)
+  dimensions = token_emotion.valence_arousal_dominance(probabilities)
+  stages = predictor.stages_used(tokens.shape[1])
+  if args.json:
+    import json
+    print(json.dumps({'file': args.input, 'model': tokens.fingerprint.hex(), 'stages_used': stages,
+                      'probabilities': dict(zip(EMOTIONS, probabilities.tolist()))} | dimensions))
+  else:
+    print(f'{args.input}: {stages} of {tokens.shape[1]} stages used')
+    for name, p in sorted(zip(EMOTIONS, probabilities), key=lambda pair: -pair[1]):
+      print(f'{name:11} {p:.3f}')
+    print('a mapping of these to ratings of the words, 1 to 9:')
+    for name, value in dimensions.items():
+      print(f'{name:11} {value:.2f}')
+
+
+COMMANDS = {
+    'encode': Command('speech file to token file', 'encode in.wav out.afc --kbps 1.5', _encode_options,
+                      _encode),
+    'decode': Command('token file to 16 kHz speech file', 'decode out.afc out.wav', _decode_options,
+                      _decode),
+    'stream': Command('raw 16-bit mono PCM at 16 kHz through the codec, pipe to pipe',
+                      'stream --kbps 1.5 < in.pcm > out.pcm', _stream_options, _stream),
+    'info': Command('what a token file, a training run or the packaged codec holds', 'info out.afc',
+                    _info_options, _info),
+    'truncate': Command('token file to a lower rate; needs no model', 'truncate six.afc low.afc --stages 2',
+                        _truncate_options, _truncate),
+    'emotion': Command('what a token file says of emotion; needs no model', 'emotion out.afc --json',
+                       _emotion_options, _emotion),
+}

@@ -1,0 +1,49 @@
+"""What a command is, and the options that several have."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+  """One command of the program.
+
+  Attributes:
+    help: what it does, in one line.
+    example: the words after the program's name, by which its help ends.
+    add_options: a function that adds its arguments to a parser.
+    run: a function of the parsed arguments; gives the exit status, or None for 0.
+    about: what its help says besides.
+    takes_config: it reads `--config FILE --config.FIELD=VALUE …` by itself: `run` gets the words, with the
+      program's name before them.
+    takes_overrides: `--config.FIELD=VALUE …` are left for it in `args.overrides`.
+  """
+
+  help: str
+  example: str
+  add_options: Callable
+  run: Callable
+  about: str = ''
+  takes_config: bool = False
+  takes_overrides: bool = False
+
+
+def load(checkpoint):
+  """`affectcodec_jax.api.load`, imported only when it is called."""
+  from affectcodec_jax import api
+  return api.load(checkpoint)
+
+
+def add_checkpoint(parser, text='workdir of a training run (default: the packaged codec)'):
+  parser.add_argument('--checkpoint', default='pretrained', help=text)
+
+
+def add_kbps(parser):
+  parser.add_argument('--kbps', type=float, help='1.5, 3 or 6 (default: the highest)')
+
+
+def add_config(parser, file, folder):
+  """The options of commands that take a configuration, for their help: `config.parse_args` reads them."""
+  parser.add_argument('--config', required=True, metavar='FILE', help=f'configuration, such as {file}')
+  parser.add_argument('--workdir', metavar='DIR', help=f'folder of the run (default: {folder})')
+  parser.add_argument('--config.FIELD', metavar='VALUE',
+                      help='any field of the configuration, e.g. --config.train.steps=100')

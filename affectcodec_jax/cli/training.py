@@ -1,0 +1,105 @@
+"""Commands that train codecs and score them: train, evaluate, compare, ablate."""
+
+from affectcodec_jax.cli.command import Command, add_config
+
+_JUDGES = "folder of 'teacher judge', for the support vector machine (default: the packaged one)"
+
+
+def _train_options(p):
+  add_config(p, 'configs/base.py', 'runs/DATE-TIME')
+  p.add_argument('--init_from', metavar='CODEC',
+                 help="start from a released codec: 'pretrained', or a folder that 'release' made")
+
+
+def _evaluate_options(p):
+  from affectcodec_jax.common import workers
+  p.add_argument('--checkpoint', default='pretrained',
+                 help="workdir of a training run (default: the packaged codec); 'none': peers alone")
+  p.add_argument('--data', required=True, help='a directory, a .jsonl manifest or a recording')
+  p.add_argument('--split', default='test', help="which split of it (default 'test'), or all")
+  p.add_argument('--limit', type=int, default=0, help='at most so many files, evenly spread')
+  p.add_argument('--labelled', action='store_true', help='only files with a known emotion')
+  p.add_argument('--metrics', nargs='+', default=['all'],
+                 help="'all', 'quick' (without the two slowest), or names (see docs/evaluation.md)")
+  p.add_argument('--peers', nargs='+', default=['opus', 'codec2', 'amrwb', 'speex'],
+                 help="codecs to compare with, neural ones as MODEL@KBPS,KBPS; 'none' for none")
+  p.add_argument('--classifier', nargs='+', default=[], metavar='MODEL',
+                 help='emotion classifiers or valence/arousal/dominance regressors for transformers')
+  p.add_argument('--svm', help=_JUDGES)
+  p.add_argument('--jobs', type=int, default=workers.cores(), help='processes')
+  p.add_argument('--clips', type=int, default=4, help='files to hear and see in the report')
+  p.add_argument('--no-report', action='store_true', help='leave report.html out')
+  p.add_argument('--cache', help="folder of scores (default: the user's cache folder)")
+  p.add_argument('--out', required=True, help='folder for the results')
+
+
+def _compare_options(p):
+  p.add_argument('files', help='files.csv of an evaluation')
+  p.add_argument('first', help="a system, such as 'affectcodec 1.5'")
+  p.add_argument('second', help="another, such as 'codec2 3.2'")
+
+
+def _ablate_options(p):
+  from affectcodec_jax.evaluation.ablate import VARIANTS
+  p.add_argument('--config', default='configs/ablation.py')
+  p.add_argument('--variants', nargs='+', default=list(VARIANTS), help='of the configuration')
+  p.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
+  p.add_argument('--steps', type=int, default=1000, help='of each run')
+  p.add_argument('--data', required=True, help='a .jsonl manifest')
+  p.add_argument('--metrics', nargs='+', default=['quick'], help="of evaluate (default 'quick')")
+  p.add_argument('--svm', help=_JUDGES)
+  p.add_argument('--limit', type=int, default=240, help='test files to score; 0 for all')
+  p.add_argument('--jobs', type=int, default=1, help='runs at a time, sharing the processors')
+  p.add_argument('--out', required=True, help='folder for the runs and the tables')
+
+
+def _train(words):
+  from affectcodec_jax import train
+  return train.main(words)
+
+
+def _evaluate(args):
+  from affectcodec_jax.evaluation.run import evaluate
+  evaluate(args)
+
+
+def _compare(args):
+  from affectcodec_jax.evaluation import compare
+  print(compare.table(compare.compare(args.files, args.first, args.second), args.first, args.second))
+
+
+def _ablate(args):
+  from affectcodec_jax.evaluation.ablate import ablate
+  ablate(args)
+
+
+COMMANDS = {
+    'train': Command(
+        'trains a codec, or goes on where its folder left off',
+        'train --config configs/base.py --workdir runs/base --config.train.steps=1000', _train_options,
+        _train, takes_config=True),
+    'evaluate': Command(
+        'scores a codec on a set of files at every rate, beside other codecs',
+        'evaluate --checkpoint runs/speech --data SPEECH/manifest.jsonl --out runs/speech/test',
+        _evaluate_options, _evaluate, """\
+Each file is brought to the codec's level, encoded once and decoded from every prefix of its tokens; so do
+the peers at their rates. Writes OUT/results.json (means, 95 % bootstrap intervals over speakers),
+OUT/files.csv (one row a file and system) and OUT/report.html, a page that needs nothing else. Scores are
+kept: the same command goes on where it stopped, and peers are not measured again for the next checkpoint.
+Packages of requirements-eval.txt that are not installed are reported as absent."""),
+    'compare': Command(
+        'two systems of an evaluation on the same files, with the confidence of what is between',
+        'compare runs/speech/test/files.csv "affectcodec 1.5" "codec2 3.2"', _compare_options,
+        _compare, """\
+Prints a row a metric: the mean of each, and their difference with its 95 % interval, by drawing speakers:
+both systems of a draw on the same files, so what makes a file hard does not widen it. `better` and `worse`
+are said of the first system where the interval leaves zero out."""),
+    'ablate': Command(
+        "trains the ablation's variants and scores them side by side",
+        'ablate --data SPEECH/manifest.jsonl --svm runs/judges --out runs/ablation', _ablate_options,
+        _ablate, """\
+Variants are those of --config (see configs/ablation.py), trained for an equal number of steps, each with
+every seed of --seeds, in processes of their own, --jobs at a time. The same command continues where it was
+stopped and scores what is finished. Writes OUT/table.md, OUT/results.json and OUT/ablation.png; the runs
+with their logs are OUT/VARIANT/SEED."""),
+}
