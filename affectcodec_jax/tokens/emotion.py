@@ -22,7 +22,7 @@ from affectcodec_jax.common.labels import EMOTIONS, VALENCE_AROUSAL_DOMINANCE
 PACKAGED = packaged.TOKEN_EMOTION
 KINDS = ('emotion', 'acoustic', 'both')
 HOW_TO_MAKE = ('make one with python -m affectcodec_jax analyse token_emotion --checkpoint CODEC '
-               '--data MANIFEST --out FILE and give --predictor FILE')
+               '--data MANIFEST --out FILE; then give --predictor FILE')
 
 
 class Predictor(NamedTuple):
