@@ -4,7 +4,7 @@ leakage: R^2 of a linear map from a frame's emotion digits to its log-mel spectr
 speaker told from each stage's digits. usage: codes in use, entropies, and what entropy coding saves.
 transplant: what the emotion block of one utterance does in another. rate_distortion: error of the
 teacher's features over dimensions and levels of the emotion block, one small training each. Each writes
-DIR/results.json and DIR/COMMAND.png and prints a table. Needs requirements-eval.txt.
+OUT/results.json and OUT/NAME.png and prints a table. Needs requirements-eval.txt.
 """
 
 import os
