@@ -1,6 +1,6 @@
 """AffectCodec with Block-Diagonal Residual FSQ (arXiv 2605.23373), in JAX and Flax."""
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 
 def load(path='pretrained'):

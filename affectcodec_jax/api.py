@@ -18,6 +18,9 @@ from affectcodec_jax.inference.streaming import CHUNK, StreamDecoder, StreamEnco
 from affectcodec_jax.models.codec import bits_per_stage, hop_length, init_params
 from affectcodec_jax.tokens.afc import Tokens
 
+# Packaged codecs of earlier releases, by fingerprint.
+EARLIER = {'77190692d28a413d': '0.1.0'}
+
 
 def use_compilation_cache():
   """Keeps compiled programs in the user's cache folder, so that a second start is quick."""
@@ -204,6 +207,9 @@ class Pretrained:
     top = self.config.model.num_stages
     if isinstance(tokens, Tokens):
       if tokens.fingerprint != self.fingerprint:
+        if tokens.fingerprint.hex() in EARLIER:
+          raise UserError('these tokens were made by the packaged codec of release '
+                          f'{EARLIER[tokens.fingerprint.hex()]}; that release decodes them')
         raise UserError(f'these tokens were made by model {tokens.fingerprint.hex()}, this is '
                         f'{self.fingerprint.hex()}; decode with the checkpoint that encoded them')
       theirs = tokens.sample_rate, tokens.hop_length, tokens.bits_per_code

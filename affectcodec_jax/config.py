@@ -28,14 +28,15 @@ CODEC_FIELDS = {
 
 # What training needs besides.
 TRAINING_FIELDS = {
-    'loss': ('mel', 'waveform', 'adversarial', 'feature_matching', 'commitment', 'emotion', 'cycle',
-             'multi_rate'),
+    'loss': ('mel', 'mel_floor', 'waveform', 'adversarial', 'feature_matching', 'commitment', 'emotion',
+             'cycle', 'multi_rate', 'pitch', 'voicing'),
     'data': ('source', 'path', 'tfds_name', 'tfds_dir', 'train_split', 'eval_split', 'num_clips',
-             'min_seconds', 'crop_seconds', 'gain_db', 'num_workers'),
+             'min_seconds', 'crop_seconds', 'gain_db', 'speed', 'equalise_db', 'num_workers'),
     'train': ('steps', 'batch_size', 'accumulate', 'remat', 'parallel', 'fsdp', 'lr', 'disc_lr', 'beta1',
               'beta2', 'weight_decay', 'clip_norm', 'warmup_steps', 'final_lr_fraction', 'ema_decay',
-              'adversarial_start', 'stage_dropout', 'rate_probs', 'checkpoint_every', 'keep_checkpoints',
-              'log_every', 'sample_every', 'num_samples', 'distributed'),
+              'adversarial_start', 'stage_dropout', 'rate_probs', 'stage_start', 'stage_fade',
+              'unquantized_steps', 'rounding_steps', 'true_pitch_steps', 'checkpoint_every',
+              'keep_checkpoints', 'log_every', 'sample_every', 'num_samples', 'distributed'),
 }
 
 

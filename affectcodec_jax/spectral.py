@@ -169,6 +169,6 @@ def mel_spectrogram(audio, window, hop, num_mels):
   return jnp.matmul(magnitude, mel_basis(window, num_mels), precision=jax.lax.Precision.HIGHEST)
 
 
-def log_mel(audio, window, hop, num_mels):
-  """log10 of `mel_spectrogram`, floored at 1e-5."""
-  return jnp.log10(jnp.maximum(mel_spectrogram(audio, window, hop, num_mels), 1e-5))
+def log_mel(audio, window, hop, num_mels, floor=1e-5):
+  """log10 of `mel_spectrogram`, at least that of `floor`."""
+  return jnp.log10(jnp.maximum(mel_spectrogram(audio, window, hop, num_mels), floor))

@@ -89,10 +89,13 @@ def train(config, workdir, init_from=None):
 
   # ---- Data ----
   source = pipeline.make_source(config.data, config.data.train_split, config.seed)
+  pitch = None
+  if config.model.backbone == 'lite':
+    from affectcodec_jax.data.pitch import crop_pitch as pitch
   iterator = pipeline.make_iterator(
-      source, batch_size=local_batch, crop_samples=config_lib.crop_samples(config),
-      seed=config.seed, gain_db=config.data.gain_db, num_workers=config.data.num_workers,
-      process_index=jax.process_index(), process_count=jax.process_count())
+      source, config.data, batch_size=local_batch, crop_samples=config_lib.crop_samples(config),
+      seed=config.seed, num_workers=config.data.num_workers, pitch=pitch, process_index=jax.process_index(),
+      process_count=jax.process_count())
   held_out = pipeline.make_source(config.data, config.data.eval_split, config.seed)
   clips = pipeline.eval_clips(held_out, config.train.num_samples, max_seconds=4.0)
   say(f'{len(source)} training clips from {config.data.source}')
@@ -112,8 +115,8 @@ def train(config, workdir, init_from=None):
   manager = checkpoints.make_manager(workdir, config.train.keep_checkpoints)
   # Calibration must see the same clips in every process: it draws from an unsharded iterator.
   first = next(pipeline.make_iterator(
-      source, batch_size=min(config.train.batch_size, 16),
-      crop_samples=config_lib.crop_samples(config), seed=config.seed, gain_db=config.data.gain_db))
+      source, config.data, batch_size=min(config.train.batch_size, 16),
+      crop_samples=config_lib.crop_samples(config), seed=config.seed))
 
   def fresh(audio):
     return create_state(config, jax.random.PRNGKey(config.seed), frozen, audio)
@@ -179,7 +182,8 @@ def train(config, workdir, init_from=None):
       if adversarial not in programs:
         say(f'compiling the training step {"with" if adversarial else "without"} discriminator')
         programs[adversarial] = devices.compile(adversarial)
-      batch = devices.split({'audio': next(iterator)['audio']})
+      batch = {k: v for k, v in next(iterator).items() if k in ('audio', 'f0', 'voiced')}
+      batch = devices.split(batch)
       with jax.transfer_guard_device_to_host('disallow'):  # nothing here waits for the device
         state, values = programs[adversarial](state, frozen_copies, batch)
       step += 1

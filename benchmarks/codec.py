@@ -3,12 +3,14 @@
 `configs/lite.py`'s networks stand beside them as seconds a clip, without a peer.
 """
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from affectcodec_jax.models.dac import Decoder, Encoder
-from affectcodec_jax.models.lite import LiteDecoder, LiteEncoder
+from affectcodec_jax.models import source_filter
+from affectcodec_jax.models.lite import LiteEncoder
 from benchmarks.measure import in_turn, matmul_peak, rows, share_of_peak
 from benchmarks.peers import STRIDES, load_dac, make_dac
 
@@ -25,7 +27,7 @@ def run(threads, rounds):
       'encode': {'affectcodec_jax': (Encoder(64, STRIDES, 1024), audio),
                  'lite': (LiteEncoder(256, 4, 256), audio)},
       'decode': {'affectcodec_jax': (Decoder(1536, STRIDES[::-1]), latent),
-                 'lite': (LiteDecoder(256, 6), small)}}
+                 'lite': (_Lite(), small)}}
   peak = matmul_peak()
   dac = load_dac()
   if dac is None:
@@ -53,6 +55,16 @@ def run(threads, rounds):
     shares = share_of_peak(flops, {k: v for k, v in seconds.items() if k != 'lite'}, peak)
     yield from rows(what, seconds, 'DAC', audio_seconds=SECONDS,
                     share_of_peak=shares if flops else {})
+
+
+class _Lite(nn.Module):
+  """The decoder of `configs/lite.py` as one module, from latent to audio."""
+
+  @nn.compact
+  def __call__(self, latent):
+    controls = source_filter.SourceFilterDecoder(256, 6)(latent)
+    increments = source_filter.predicted_increments(controls.pitch)
+    return source_filter.render(controls, source_filter.beginning(increments))
 
 
 def _call(module, x):

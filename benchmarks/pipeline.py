@@ -29,8 +29,8 @@ def run(threads, rounds):
     config.data.path = folder
     source = pipeline.make_source(config.data, 'train', 0)
     iterator = pipeline.make_iterator(
-        source, batch_size=config.train.batch_size, crop_samples=config_lib.crop_samples(config), seed=0,
-        gain_db=config.data.gain_db)
+        source, config.data, batch_size=config.train.batch_size,
+        crop_samples=config_lib.crop_samples(config), seed=0)
     next(iterator)
     rates = []
     for _ in range(rounds):

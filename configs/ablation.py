@@ -19,6 +19,7 @@ def get_config(variant='cem'):
   c.loss.multi_rate = v['multi_rate']
   c.loss.adversarial = 0.0
   c.train.steps = 1000
+  c.train.checkpoint_every = 200
   c.train.keep_checkpoints = 1
   c.train.log_every = 20
   c.train.num_samples = 1

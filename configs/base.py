@@ -50,13 +50,16 @@ def get_config():
 
   c.loss = ConfigDict()  # a weight of each term
   c.loss.mel = 15.0
+  c.loss.mel_floor = 1e-3  # magnitudes below it count as equal: it would be silence that is listened to
   c.loss.waveform = 1.0
   c.loss.adversarial = 1.0
   c.loss.feature_matching = 2.0
   c.loss.commitment = 5.0  # alpha
   c.loss.emotion = 2.0  # beta
   c.loss.cycle = 5.0  # lambda
-  c.loss.multi_rate = 1.0  # delta; 0 leaves the multi-rate decoding out
+  c.loss.multi_rate = 1.0  # delta: share of mel and cycle at all rates, over that at the clip's; 0: none
+  c.loss.pitch = 4.0  # of the lite backbone's decoder, as the next one
+  c.loss.voicing = 2.0
 
   c.data = ConfigDict()
   c.data.source = 'synthetic'  # or 'folder', 'tfds'
@@ -69,6 +72,8 @@ def get_config():
   c.data.min_seconds = 0.3  # shorter files are skipped
   c.data.crop_seconds = 0.48
   c.data.gain_db = 6.0  # random level around the normalised one
+  c.data.speed = 0.0  # random speed, e.g. 0.1 for 0.9 to 1.1
+  c.data.equalise_db = 0.0  # random gains of six bands, at most so much either way
   c.data.num_workers = 0  # processes; 0 reads in the trainer's own
 
   c.train = ConfigDict()
@@ -90,6 +95,11 @@ def get_config():
   c.train.adversarial_start = 600  # step at which the discriminator joins
   c.train.stage_dropout = 0.75
   c.train.rate_probs = (0.5, 0.3, 0.2)
+  c.train.stage_start = 'spread'  # or 'refine': what stages read at the start, see models/bd_rfsq.py
+  c.train.stage_fade = 0.7  # a stage's loudness at the start, over that of the one before it
+  c.train.unquantized_steps = 0  # steps without rounding in the quantiser,
+  c.train.rounding_steps = 0  # and those in which it sets in
+  c.train.true_pitch_steps = 800  # lite: the source has true pitch less and less often, then never
   c.train.checkpoint_every = 200
   c.train.keep_checkpoints = 3
   c.train.log_every = 10

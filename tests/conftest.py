@@ -66,6 +66,17 @@ def batch(config, seed=0):
   return 0.1 * np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def training_batch(config, seed=0):
+  """What a training step of `config` takes."""
+  data = {'audio': batch(config, seed)}
+  if config.model.backbone == 'lite':
+    shape = (config.train.batch_size, config_lib.crop_samples(config) // 320)
+    rng = np.random.default_rng(seed + 1)
+    data |= {'f0': rng.uniform(80, 400, shape).astype(np.float32),
+             'voiced': rng.integers(0, 2, shape).astype(np.float32)}
+  return data
+
+
 def untrained_release(config, folder):
   """Writes a codec of random weights as `training.publish` would: there is nothing to wait for."""
   heard = weights.load_teacher(config)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from affectcodec_jax.models import fsq
@@ -42,11 +43,11 @@ def test_fsq_fills_its_levels(level, bits):
 
 @pytest.mark.parametrize('level, error', [(2, 0.3634), (4, 0.1175)])
 def test_gaussian_gain_is_near_the_best_quantiser(level, error):
-  """Error against the Lloyd-Max optimum: equal at 2 levels; at 4, tanh's spacing costs 17 %."""
+  """Error against the Lloyd-Max optimum: equal at 2 levels; at 4, tanh's spacing costs 1.5 %."""
   z = np.random.default_rng(0).normal(size=(200000, 1)).astype(np.float32)
-  gain = fsq.gaussian_gain(level)
+  gain, scale = fsq.gaussian_gain(level)
   codes, _ = fsq.quantize(jnp.asarray(z) * gain, (level,))
-  assert np.mean((z - np.asarray(codes) / gain) ** 2) < 1.18 * error
+  assert np.mean((z - scale * np.asarray(codes)) ** 2) < 1.02 * error
 
 
 def test_index_is_a_bijection():
@@ -156,11 +157,74 @@ def test_calibration_puts_every_stage_to_work():
   latents = [module.apply({'params': params}, out.values[:m], method=BDRFSQ.latent) for m in range(9)]
   error = [float(jnp.mean((u - latent) ** 2)) for latent in latents]
   assert all(b < a for a, b in zip(error, error[1:]))
-  # All directions are read, but later ones at 0.7^k: of a direction read at a, (1 - a)^2 stays, on
-  # average 0.46 over the stages, and a tenth of the rest by rounding.
-  assert error[8] < 0.6 * error[0]
+  # All 16 and 48 directions but for the last: of each a tenth to a third is left, by rounding.
+  assert error[8] < 0.3 * error[0]
   index = np.asarray(out.indices)
   assert all(len(np.unique(index[..., k])) > 250 for k in range(8))
+
+
+def test_a_refining_start_reads_what_is_left():
+  """Stages read the same directions, the best code of one after the other: 4 levels, 8 times."""
+  module = BDRFSQ(DIMS, LEVELS, num_stages=4, start='refine')
+  u = jax.random.normal(jax.random.key(0), (8, 50, sum(DIMS)))
+  params = module.init(jax.random.key(1), u)['params']
+  params = module.apply({'params': params}, u, method=BDRFSQ.calibrate)
+  v = params['acoustic']['in_v']
+  np.testing.assert_array_equal(v, np.broadcast_to(v[:1], v.shape))
+  values = module.apply({'params': params}, u).values
+  read = np.asarray(u[..., 16:] @ v[0])
+  errors = [np.mean((np.asarray(module.apply({'params': params}, values[:m], method=BDRFSQ.latent)
+                                [..., 16:] @ v[0]) - read) ** 2) for m in range(5)]
+  # An eighth of the variance is left by the first stage; less and less of what the residues leave, whose
+  # tails grow heavier.
+  assert errors[1] < 0.13 and errors[4] < 0.01, errors
+  assert all(b < 0.6 * a for a, b in zip(errors, errors[1:])), errors
+
+
+def test_a_faded_start_is_quieter_stage_by_stage():
+  module = BDRFSQ(DIMS, LEVELS, num_stages=3, fade=0.5)
+  params = module.init(jax.random.key(1), jnp.zeros((1, 2, sum(DIMS))))['params']
+  norm = np.sqrt(np.sum(np.square(params['acoustic']['out_g']), axis=1))
+  np.testing.assert_allclose(norm[1:] / norm[:-1], 0.5, rtol=1e-5)
+
+
+def test_commitment_leaves_the_outer_codes_in_use():
+  """300 steps of coding Gaussian noise: a commitment that could shrink the signal would leave them at 1 %.
+
+  The best quantiser of a Gaussian, which calibration starts from, uses them in 32 % of the cases.
+  """
+  module = BDRFSQ(DIMS, LEVELS, num_stages=2)
+  u = jax.random.normal(jax.random.key(0), (16, 50, sum(DIMS)))
+  params = module.init(jax.random.key(1), u)['params']
+  params = module.apply({'params': params}, u, method=BDRFSQ.calibrate)
+  adam = optax.adam(1e-2)
+
+  @jax.jit
+  def step(params, state):
+    def loss(p):
+      out = module.apply({'params': p}, u)
+      latent = module.apply({'params': p}, out.values, method=BDRFSQ.latent)
+      return jnp.mean((u - latent) ** 2) + out.commitment.mean()
+    grads = jax.grad(loss)(params)
+    updates, state = adam.update(grads, state)
+    return optax.apply_updates(params, updates), state
+
+  state = adam.init(params)
+  for _ in range(300):
+    params, state = step(params, state)
+  digits = np.asarray(fsq.index_to_digits(module.apply({'params': params}, u).indices, ALL))[..., 3:]
+  outer = np.mean((digits == 0) | (digits == 3), axis=(0, 1, 3))  # of each stage
+  assert (outer > 0.3).all(), outer
+
+
+@pytest.mark.parametrize('rounding', [0.0, 0.25, 1.0])
+def test_rounding_sets_in_by_degrees(rounding):
+  """0 passes tanh(s (z - b)) on, 1 its code, between them a blend; indices are codes always."""
+  z = jnp.asarray(np.random.default_rng(0).normal(size=(50, 9)), jnp.float32)
+  codes, digits = fsq.quantize(z, ALL, rounding)
+  grid = fsq.digits_to_codes(digits, ALL)
+  np.testing.assert_allclose(codes, (1 - rounding) * jnp.tanh(z) + rounding * grid, atol=1e-6)
+  np.testing.assert_array_equal(digits, fsq.quantize(z, ALL)[1])
 
 
 def test_rvq_has_the_same_interface():

@@ -1,5 +1,6 @@
 """Command line and library, end to end, on a codec trained for a moment."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -151,6 +152,9 @@ def test_tokens_of_another_model_are_refused(run):
   tokens = codec.encode(np.sin(np.arange(8000) * 0.1), 16000)
   codec.fingerprint = b'otherone'
   with pytest.raises(UserError, match='decode with the checkpoint'):
+    codec.decode(tokens)
+  tokens = dataclasses.replace(tokens, fingerprint=bytes.fromhex('77190692d28a413d'))
+  with pytest.raises(UserError, match='release 0.1.0; that release decodes them'):
     codec.decode(tokens)
 
 

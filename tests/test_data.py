@@ -3,13 +3,14 @@
 import json
 import logging
 
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 import soundfile
 
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.labels import EMOTIONS, emotion_index
-from affectcodec_jax.data import pipeline
+from affectcodec_jax.data import perturb, pipeline, pitch
 from affectcodec_jax.data.folder import FolderSource
 from affectcodec_jax.data.synthetic import SyntheticSource
 from configs.base import get_config
@@ -31,8 +32,8 @@ class Counting:
 
 
 def _iterator(source, seed=0, batch_size=4, **kwargs):
-  return pipeline.make_iterator(source, batch_size=batch_size, crop_samples=640, seed=seed,
-                                gain_db=3.0, **kwargs)
+  data = ConfigDict({'gain_db': 3.0, 'speed': 0.0, 'equalise_db': 0.0})
+  return pipeline.make_iterator(source, data, batch_size=batch_size, crop_samples=640, seed=seed, **kwargs)
 
 
 def _take(iterator, n):
@@ -289,3 +290,82 @@ def test_synthetic_pitch_is_as_drawn():
       lag = 32 + r[32:230].argmax()
       errors.append(abs(16000 / lag / f0[k] - 1))
   assert len(errors) > 50 and np.median(errors) < 0.05
+
+
+def _vowel(f0, seconds=1.0, after=0.3):
+  """Pulses through a resonance, then silence: `[samples]`."""
+  t = np.arange(int(seconds * 16000)) / 16000
+  voice = sum(np.cos(2 * np.pi * k * f0 * t) / k for k in range(1, int(4000 / f0)))
+  return np.concatenate([0.05 * voice, 1e-4 * np.random.default_rng(0).normal(size=int(after * 16000))]
+                        ).astype(np.float32)
+
+
+class VowelSource(SyntheticSource):
+  """Items that are one vowel at 120 Hz and a pause."""
+
+  def __getitem__(self, i):
+    return super().__getitem__(i) | {'audio': _vowel(120.0)}
+
+
+def test_pitch_of_a_crop_is_that_of_the_recording(tmp_path, monkeypatch):
+  """Where it is voiced, the known 120 Hz times the speed; other frames continue the nearest voiced one."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  recording = _vowel(120.0)
+  f0, voiced = pitch.crop_pitch(recording, start=0.5, speed=1.1, samples=320 * 35)
+  assert f0.shape == voiced.shape == (35,) and set(np.unique(voiced)) == {0.0, 1.0}
+  np.testing.assert_allclose(f0[voiced == 1][:-1], 132.0, rtol=0.01)  # the last holds the vowel's end
+  ends = int((1.0 - 0.5) / 1.1 * 50)  # the frame in which the vowel ends
+  assert voiced[:ends - 2].all() and not voiced[ends + 3:].any()
+  np.testing.assert_allclose(f0[ends + 3:], f0[voiced == 1][-1])
+
+
+def test_pitch_is_tracked_once_and_read_then(tmp_path, monkeypatch):
+  recording = _vowel(200.0)
+  first = pitch.cached_track(recording, tmp_path)
+  monkeypatch.setattr(pitch, 'track', lambda audio: pytest.fail('tracked again'))
+  np.testing.assert_array_equal(pitch.cached_track(recording, tmp_path), first)
+  file, = tmp_path.iterdir()
+  file.write_bytes(file.read_bytes()[:7])  # damaged: as good as absent
+  monkeypatch.undo()
+  np.testing.assert_array_equal(pitch.cached_track(recording, tmp_path), first)
+
+
+def test_silence_has_a_pitch_and_no_voice():
+  f0, voiced = pitch.at_frames(np.zeros(50, np.float32), 0.0, 1.0, 10, 320)
+  assert (f0 > 0).all() and not voiced.any()
+
+
+def test_speed_changes_pitch_and_length():
+  audio = np.sin(2 * np.pi * 300 * np.arange(17600) / 16000).astype(np.float32)
+  faster = perturb.change_speed(audio, 1.1, 16000)
+  assert faster.shape == (16000,)
+  spectrum = np.abs(np.fft.rfft(faster * np.hanning(16000)))
+  assert abs(np.argmax(spectrum) - 330) <= 1  # Hz
+  np.testing.assert_array_equal(perturb.change_speed(audio, 1.0, 16000), audio[:16000])
+
+
+def test_equaliser_has_the_gains_it_is_given():
+  noise = np.random.default_rng(0).normal(size=32000).astype(np.float32)
+  out = perturb.equalise(noise, np.array([0, 0, 0, 6.0, 6.0, 6.0]))
+  gain = 20 * np.log10(np.abs(np.fft.rfft(out)) / np.abs(np.fft.rfft(noise)))
+  frequency = np.fft.rfftfreq(32000, 1 / 16000)
+  np.testing.assert_allclose(gain[(frequency > 100) & (frequency < 700)], 0, atol=0.01)
+  np.testing.assert_allclose(gain[frequency > 1800], 6, atol=0.01)
+
+
+def test_varied_crops_carry_their_pitch(tmp_path, monkeypatch):
+  """Batches with random speed: pitch and audio agree, by the crop's own autocorrelation."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  data = ConfigDict({'gain_db': 3.0, 'speed': 0.2, 'equalise_db': 6.0})
+  batches = pipeline.make_iterator(VowelSource(8), data, batch_size=4, crop_samples=320 * 20, seed=0,
+                                   pitch=pitch.crop_pitch)
+  seen = []
+  for _ in range(4):
+    batch = next(batches)
+    for audio, f0, voiced in zip(batch['audio'], batch['f0'], batch['voiced']):
+      if voiced.all():
+        lag = np.arange(80, 200)
+        power = [np.dot(audio[:-200], audio[n:len(audio) - 200 + n]) for n in lag]
+        np.testing.assert_allclose(16000 / lag[np.argmax(power)], np.median(f0), rtol=0.02)
+        seen.append(float(np.median(f0)))
+  assert len(seen) > 3 and max(seen) - min(seen) > 10  # not all of one speed

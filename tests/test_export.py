@@ -12,6 +12,7 @@ from affectcodec_jax import api
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.inference import export, weights
+from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.codec import init_params
 from configs import base, lite
 from tests.conftest import tiny
@@ -59,7 +60,19 @@ def test_stablehlo_of_the_dac_networks():
 
 @pytest.mark.skipif(not HAS_ONNX, reason='requirements-export.txt is not installed')
 def test_onnx_of_the_lite_networks(ours):
-  check(ours, 'onnx', frames=(1, 37))
+  _, decode = check(ours, 'onnx', frames=(1, 60))
+  # Phase and position of the first frame make the source of another place in a recording.
+  codes = np.random.default_rng(0).integers(0, 2 ** 15, (60, 3)).astype(np.int32)
+  start = (-12345, 700 * 320)
+  run = ours._inference
+  around = run.decoder_context
+  at = np.clip(np.arange(-around, 60 + around), 0, 59)
+  source = source_filter.Source(run._increments(ours.params, [codes], 1)[0][at][None],
+                                *(np.array([x], np.int32) for x in (around, *start)))
+  expected = np.asarray(run.synthesise(ours.params, run.latent(ours.params, codes[at][None]), source))[0]
+  decoded = np.asarray(decode(codes, np.array(start, np.int32))).ravel()
+  np.testing.assert_allclose(decoded, expected, atol=1e-4)
+  assert np.abs(np.asarray(decode(codes)).ravel() - decoded).max() > 0.01
 
 
 def test_a_program_that_differs_is_not_written(ours, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from affectcodec_jax.emotion import teachers
 from affectcodec_jax.inference import weights
 from affectcodec_jax.inference.pieces import Inference
-from affectcodec_jax.models import context
+from affectcodec_jax.models import context, source_filter
 from affectcodec_jax.models.codec import Codec, hop_length, init_params, make_codec
 from affectcodec_jax.models.conditioning import combine
 from configs.base import get_config
@@ -81,7 +81,15 @@ def test_contexts_reach_as_far_as_the_networks_see_and_hardly_further(backbone):
     return codec.apply({'params': params}, features, method=lambda m, f: m.to_emotion(m.adapter(f)))
 
   encode = jax.jit(lambda a: codec.apply({'params': params}, a, method=lambda m, a: m.encoder(a)))
-  decode = jax.jit(lambda z: codec.apply({'params': params}, z, method=Codec.synthesise))
+
+  @jax.jit
+  def decode(latent):
+    source = None
+    if backbone == 'lite':  # whose phase, at the frame looked at, is all that it needs of what came before
+      pitch = codec.apply({'params': params}, latent, method=Codec.pitch)
+      source = source_filter.Source(pitch, *(np.array([x], np.int32) for x in (at, 12345, at * hop)))
+    return codec.apply({'params': params}, latent, source, method=Codec.synthesise)
+
   cases = ((lambda x: encode(x.reshape(1, -1))[0, at], audio, other,
             context.encoder_context(config.model)),
            (lambda x: emotion(x.reshape(1, -1))[0, at], audio, other,

@@ -11,9 +11,10 @@ from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import teacher_features
 from affectcodec_jax.models.codec import Codec, init_params, make_codec
 from affectcodec_jax.training import losses, parallel
-from affectcodec_jax.training.step import draw_rates, generator_loss, train_step
+from affectcodec_jax.training.state import make_optimizer
+from affectcodec_jax.training.step import draw_rates, generator_loss, schedules, train_step
 from configs import base, lite, paper
-from tests.conftest import batch, state_and_teacher, tiny
+from tests.conftest import batch, state_and_teacher, tiny, training_batch
 
 
 @pytest.mark.parametrize('module, change', [
@@ -27,8 +28,8 @@ def test_every_config_takes_one_step(module, change):
   state, teacher = state_and_teacher(config)
   before = jax.tree.map(np.copy, state.params)
   step = jax.jit(functools.partial(train_step, config=config, adversarial=True))
-  state, metrics = step(state, teacher, {'audio': batch(config)})
-  state, metrics = step(state, teacher, {'audio': batch(config)})  # the first has a rate of zero
+  state, metrics = step(state, teacher, training_batch(config))
+  state, metrics = step(state, teacher, training_batch(config))  # the first has a rate of zero
   assert bool(metrics['finite'])
   changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, jax.device_get(state.params))
   still = [k for k, v in jax.tree_util.tree_leaves_with_path(changed) if not v]
@@ -50,11 +51,11 @@ def test_without_multi_rate_each_clip_is_decoded_once():
   state, teacher = state_and_teacher(config)
   state = state.replace(step=np.int32(2))  # past the warm-up's zero rate
   step = jax.jit(functools.partial(train_step, config=config, adversarial=False))
-  after, metrics = step(state, teacher, {'audio': batch(config)})
-  assert bool(metrics['finite']) and 'loss/multi_rate' not in metrics
+  after, metrics = step(state, teacher, training_batch(config))
+  assert bool(metrics['finite']) and 'loss/mel_1_stages' not in metrics
   loss = functools.partial(generator_loss, config=config, adversarial=False)
-  decoded = jax.eval_shape(loss, state.params, state.disc_params, teacher, batch(config),
-                           np.zeros(8, np.int32))[1][1]
+  data = training_batch(config) | {'rate': np.zeros(8, np.int32), 'follow': np.ones(8, bool)}
+  decoded = jax.eval_shape(loss, state.params, state.disc_params, teacher, data, 1.0)[1][1]
   assert decoded.shape == batch(config).shape
   for old, new, average in zip(*(jax.tree.leaves(t) for t in (state.ema, after.params, after.ema))):
     # By hand, of step 2: (1 + 2) / (10 + 2) of the old average; float32's rounding.
@@ -67,7 +68,9 @@ def test_the_loss_is_of_each_clip_at_its_own_rate(multi_rate):
   config = tiny(lite.get_config())
   config.loss.multi_rate = multi_rate
   state, teacher = state_and_teacher(config)
-  audio, rate = batch(config)[:4], np.array([2, 0, 1, 0])
+  rate = np.array([2, 0, 1, 0])
+  data = {k: v[:4] for k, v in training_batch(config).items()} | {'rate': rate, 'follow': np.ones(4, bool)}
+  audio, f0, voiced = data['audio'], data['f0'], data['voiced']
   features = jax.jit(functools.partial(teacher_features, config))(teacher, audio)
   codec, mask = make_codec(config), np.ones(features.shape[:2], bool)
 
@@ -77,25 +80,39 @@ def test_the_loss_is_of_each_clip_at_its_own_rate(multi_rate):
       return codec.apply({'params': params}, *args, method=method)
     q = call(Codec.quantize, call(Codec.analyse, audio, features, mask))
     latents = [call(Codec.latent, q.values[:m]) for m in config.rates]
-    return [call(Codec.synthesise, z) for z in latents], q.commitment, [
+    return [call(Codec.synthesise_along, z, f0, data['follow']) for z in latents], q.commitment, [
         call(Codec.emotion_features, z) for z in latents]
 
   decoded, commitment, emotion = of_prefixes(state.params)
+  controls, decoded = [c for _, c in decoded], [d for d, _ in decoded]
   own = np.stack([decoded[r][i] for i, r in enumerate(rate)])
+  floor = config.loss.mel_floor
+
+  def mel_of(audio_at_a_rate):
+    return losses.mel_distance(losses.mel_targets(audio_at_a_rate, floor), losses.mel_targets(audio, floor))
   expected = {
-      'mel': losses.mel_distance(losses.mel_targets(own), losses.mel_targets(audio)).mean(),
+      'mel': mel_of(own).mean(),
       'waveform': np.abs(own - audio).mean(),
       'commitment': np.mean([commitment[:config.rates[r], i].mean() for i, r in enumerate(rate)]),
       'emotion': losses.emotion_l2(np.stack([emotion[r][i] for i, r in enumerate(rate)]), features).mean(),
       'cycle': losses.emotion_cycle(teacher_features(config, teacher, own), features).mean(),
   }
-  total, (parts, heard) = jax.jit(functools.partial(generator_loss, config=config, adversarial=False))(
-      state.params, state.disc_params, teacher, audio, rate)
-  if multi_rate:  # of all rates alike
-    mel = [losses.mel_distance(losses.mel_targets(d), losses.mel_targets(audio)).mean() for d in decoded]
+  if multi_rate:  # half at the clips' rates, half at all rates alike
+    mel = [mel_of(d).mean() for d in decoded]
     cycle = [losses.emotion_cycle(teacher_features(config, teacher, d), features).mean() for d in decoded]
-    expected['multi_rate'] = config.loss.mel * np.mean(mel) + config.loss.cycle * np.mean(cycle)
-  np.testing.assert_allclose(heard, own, atol=1e-5)
+    expected['mel'] = (expected['mel'] + np.mean(mel)) / 2
+    expected['cycle'] = (expected['cycle'] + np.mean(cycle)) / 2
+    # Each clip is decoded at every rate, so the losses of its pitch are means over rates.
+    pitch = [(losses.pitch_distance(c.pitch, f0, voiced), losses.voicing_distance(c.voicing, voiced))
+             for c in controls]
+  else:
+    pitch = [(losses.pitch_distance(controls[r].pitch, f0, voiced)[i],
+              losses.voicing_distance(controls[r].voicing, voiced)[i]) for i, r in enumerate(rate)]
+  expected['pitch'], expected['voicing'] = np.mean([p for p, _ in pitch]), np.mean([v for _, v in pitch])
+  total, (parts, decoded_at_rate) = jax.jit(functools.partial(
+      generator_loss, config=config, adversarial=False))(
+          state.params, state.disc_params, teacher, data, 1.0)
+  np.testing.assert_allclose(decoded_at_rate, own, atol=1e-5)
   for name, value in expected.items():
     np.testing.assert_allclose(parts[name], value, rtol=1e-4, err_msg=name)
   np.testing.assert_allclose(total, sum(config.loss[k] * v for k, v in expected.items()), rtol=1e-4)
@@ -117,15 +134,14 @@ def test_n_devices_equal_one():
   config = tiny(lite.get_config())
   state, teacher = state_and_teacher(config)
   state = state.replace(step=np.int32(2))  # past the warm-up's zero rate
-  audio = batch(config)
-  one, m1 = jax.jit(functools.partial(train_step, config=config, adversarial=True))(
-      state, teacher, {'audio': audio})
+  data = training_batch(config)
+  one, m1 = jax.jit(functools.partial(train_step, config=config, adversarial=True))(state, teacher, data)
   step = functools.partial(train_step, config=config, adversarial=True, axis_name='data')
   first = lambda tree: jax.tree.map(lambda x: x[0], tree)
   for devices in (2, 4, 8):
     mapped = jax.pmap(step, axis_name='data', devices=jax.devices()[:devices])
     copies = jax.tree.map(lambda x, n=devices: np.stack([x] * n), (state, teacher))
-    many, mn = mapped(*copies, {'audio': audio.reshape(devices, -1, audio.shape[1])})
+    many, mn = mapped(*copies, jax.tree.map(lambda x, n=devices: x.reshape(n, -1, *x.shape[1:]), data))
     _same_update(one, first(many), m1, first(mn))
 
 
@@ -146,9 +162,8 @@ def test_every_way_of_sharing_the_work_makes_the_same_update(kind, fsdp, accumul
   config.train.batch_size = 16
   state, teacher = state_and_teacher(config)
   state = state.replace(step=np.int32(2))  # past the warm-up's zero rate
-  audio = batch(config)
-  one, m1 = jax.jit(functools.partial(train_step, config=config, adversarial=True))(
-      state, teacher, {'audio': audio})
+  data = training_batch(config)
+  one, m1 = jax.jit(functools.partial(train_step, config=config, adversarial=True))(state, teacher, data)
   config.train.update(parallel=kind, fsdp=fsdp, accumulate=accumulate)
   config_lib.validate(config)
   devices = parallel.make_parallel(config)
@@ -156,7 +171,7 @@ def test_every_way_of_sharing_the_work_makes_the_same_update(kind, fsdp, accumul
   if fsdp > 1:
     largest = max(jax.tree.leaves(placed.params), key=lambda x: x.size)
     assert largest.addressable_shards[0].data.size == largest.size // fsdp
-  many, mn = devices.compile(True)(placed, devices.place(teacher), devices.split({'audio': audio}))
+  many, mn = devices.compile(True)(placed, devices.place(teacher), devices.split(data))
   _same_update(one, devices.fetch(many), m1, {k: devices.value(v) for k, v in mn.items()})
   # A second step takes the state as the first one left it, without being traced and compiled again.
   assert [x.sharding for x in jax.tree.leaves(many)] == [x.sharding for x in jax.tree.leaves(placed)]
@@ -175,3 +190,26 @@ def test_batch_must_divide_over_devices_and_pieces(tiny_config):
   tiny_config.train.update(parallel='pmap')
   with pytest.raises(UserError, match='needs train.parallel=mesh'):
     config_lib.validate(tiny_config)
+
+
+def test_a_start_without_rounding():
+  """The quantiser's schedule at its corners, and what it does to the latent."""
+  config = tiny(lite.get_config())
+  config.train.update(unquantized_steps=500, rounding_steps=300, true_pitch_steps=800)
+  rounding, follow = zip(*(map(float, schedules(config, s)) for s in (0, 499, 649, 799, 5000)))
+  np.testing.assert_allclose(rounding, [0, 0, 0.5, 1, 1], atol=1e-6)
+  np.testing.assert_allclose(follow, [1, 1 - 499 / 800, 1 - 649 / 800, 1 - 799 / 800, 0], atol=1e-6)
+
+
+def test_only_matrices_decay():
+  """With a gradient of zero AdamW moves a parameter by its decay alone."""
+  config = tiny(lite.get_config())
+  config.train.update(weight_decay=0.1, warmup_steps=0)
+  params = init_params(config, jax.random.PRNGKey(0))[0]
+  optimizer = make_optimizer(config, 1e-3)
+  updates, _ = optimizer.update(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)
+  moved = {jax.tree_util.keystr(path): bool(np.any(x)) for path, x in
+           jax.tree_util.tree_leaves_with_path(updates)}
+  decaying = {name for name, m in moved.items() if m}
+  assert decaying and all(name.endswith("['kernel']") for name in decaying)
+  assert not any('DepthwiseConv' in name and 'bias' in name for name in decaying)

@@ -114,16 +114,35 @@ def decode_with_loss(decoder, lost):
   return np.concatenate([*told, decoder.flush()])
 
 
-def test_lost_frames_change_what_they_reach_and_no_more():
-  """Bit for bit beyond the decoder's context; a frame out of range is a lost one, in any piece."""
-  codec = make_codec()
+@pytest.mark.parametrize('backbone', ['dac', 'lite'])
+def test_lost_frames_change_what_they_reach_and_no_more(backbone):
+  """Bit for bit beyond the decoder's context; a frame out of range is a lost one, in any piece.
+
+  The lite decoder's source goes on with another phase after a loss: there its pitch is compared.
+  """
+  codec = make_codec(backbone)
+  sources = []
+  synthesise = codec._inference.synthesise
+  codec._inference.synthesise = lambda params, latent, source: (
+      sources.append(source) or synthesise(params, latent, source))
   decoder, lost = codec.stream_decoder(chunk_frames=7), np.zeros(120, bool)
+  sources.clear()
   whole = decode_with_loss(decoder, lost).reshape(120, 320)
+  expected = list(sources)
+  sources.clear()
   lost[[40, 41, 80]] = True
   concealed = decode_with_loss(decoder, lost).reshape(120, 320)
+  concealing = list(sources)
+  codec._inference.synthesise = synthesise
   distance = np.abs(np.arange(120)[:, None] - np.flatnonzero(lost)).min(axis=1)
   reach = distance <= codec._inference.decoder_context
   assert 20 < reach.sum() < 100
+  if backbone == 'lite':
+    around = codec._inference.decoder_context
+    pitch = lambda chunks: np.concatenate([c.increments[0, around:around + 7] for c in chunks])[:120]
+    np.testing.assert_array_equal(pitch(concealing)[~reach], pitch(expected)[~reach])
+    assert [c.position for c in concealing] == [c.position for c in expected]
+    reach[40 - around:] = True
   np.testing.assert_array_equal(concealed[~reach], whole[~reach])
   changed = np.abs(concealed - whole).max(axis=1)
   assert (changed[lost] > 1e-3).all()

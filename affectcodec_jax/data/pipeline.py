@@ -5,12 +5,15 @@ str, 'name': str}`, or None for one that cannot be read. Item i of epoch e is cr
 a generator seeded with (seed, e, i), so a run can be repeated and resumed exactly.
 """
 
+import math
+
 from absl import flags
 import grain
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE, level_gain
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.data.perturb import EQUALISER_BANDS, change_speed, equalise
 
 _LONG_SECONDS = 30.0  # of longer files only a window this long is read
 
@@ -36,10 +39,11 @@ def make_source(config, split, seed):
 
 
 class _Read(grain.transforms.RandomMap):
-  """Index to one training example: a random crop at the codec's level, give or take `gain_db`."""
+  """Index to one training example: a random crop at the codec's level, varied as `config` says."""
 
-  def __init__(self, source, crop_samples, gain_db):
-    self.source, self.crop_samples, self.gain_db = source, crop_samples, gain_db
+  def __init__(self, source, crop_samples, config, pitch):
+    self.source, self.crop_samples, self.pitch = source, crop_samples, pitch
+    self.gain_db, self.speed, self.equalise_db = config.gain_db, config.speed, config.equalise_db
     self.misses = 0
 
   def random_map(self, index, rng):
@@ -50,19 +54,27 @@ class _Read(grain.transforms.RandomMap):
         raise UserError(f'{self.misses} items in a row could not be read; is the data still there?')
       return None
     self.misses = 0
-    audio, n = item['audio'], self.crop_samples
-    gain = level_gain(audio) + rng.uniform(-self.gain_db, self.gain_db)
-    audio = audio * np.float32(10 ** (gain / 20))
-    if len(audio) < n:  # short: silence around it, at random
-      before = int(rng.integers(0, n - len(audio) + 1))
-      audio = np.pad(audio, (before, n - len(audio) - before))
+    whole, n = item['audio'], self.crop_samples
+    speed = 1 + rng.uniform(-self.speed, self.speed) if self.speed else 1.0
+    wanted = math.ceil(n * speed)  # samples that become n
+    gain = level_gain(whole) + rng.uniform(-self.gain_db, self.gain_db)
+    if len(whole) < wanted:  # short: silence around it, at random
+      start = -int(rng.integers(0, wanted - len(whole) + 1))
+      audio = np.pad(whole, (-start, wanted - len(whole) + start))
     else:
-      start = int(rng.integers(0, len(audio) - n + 1))
-      audio = audio[start:start + n]
+      start = int(rng.integers(0, len(whole) - wanted + 1))
+      audio = whole[start:start + wanted]
+    audio = change_speed(audio * np.float32(10 ** (gain / 20)), speed, n)
+    if self.equalise_db:
+      audio = equalise(audio, rng.uniform(-self.equalise_db, self.equalise_db, EQUALISER_BANDS))
     peak = np.abs(audio).max()
     if peak > 1:
       audio = audio / peak
-    return {'audio': np.ascontiguousarray(audio, np.float32), 'emotion': np.int32(item['emotion'])}
+    example = {'audio': np.ascontiguousarray(audio, np.float32), 'emotion': np.int32(item['emotion'])}
+    if self.pitch is not None:
+      f0, voiced = self.pitch(whole, start / SAMPLE_RATE, speed, n)
+      example |= {'f0': f0, 'voiced': voiced}
+    return example
 
   def _read(self, index, rng):
     duration = getattr(self.source, 'duration', None)
@@ -72,22 +84,25 @@ class _Read(grain.transforms.RandomMap):
     return self.source[index]
 
 
-def make_iterator(source, *, batch_size, crop_samples, seed, gain_db, num_workers=0,
+def make_iterator(source, config, *, batch_size, crop_samples, seed, num_workers=0, pitch=None,
                   process_index=0, process_count=1):
   """Endless, checkpointable iterator of batches.
 
   Args:
     source: a source.
+    config: the `data` section of a configuration: how crops are varied.
     batch_size: clips a batch of this process.
     crop_samples: samples a clip.
     seed: of order, crops and gains.
-    gain_db: half the range of random gain.
     num_workers: reading processes; 0 reads in this one. An iterator's state fits only the same number.
+    pitch: a function of (recording, first second, speed, samples) to the pitch of that crop, such as
+      `pitch.crop_pitch`, or None.
     process_index: this process; its items are disjoint from every other's, each epoch.
     process_count: processes in all.
 
   Yields:
-    `{'audio': float32 [batch_size, crop_samples], 'emotion': int32 [batch_size]}`.
+    `{'audio': float32 [batch_size, crop_samples], 'emotion': int32 [batch_size]}`, and with `pitch`
+    `{'f0': …, 'voiced': float32 [batch_size, frames]}`.
   """
   if len(source) < process_count:
     raise UserError(f'{len(source)} clips cannot feed {process_count} processes')
@@ -96,7 +111,7 @@ def make_iterator(source, *, batch_size, crop_samples, seed, gain_db, num_worker
              .shuffle()  # anew each epoch, repeated below
              .repeat(None)
              # Before the slice: otherwise every process draws the same crops and gains.
-             .random_map(_Read(source, crop_samples, gain_db))
+             .random_map(_Read(source, crop_samples, config, pitch))
              [process_index::process_count])
   # One read-ahead thread: sources are not asked from several threads at once.
   dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64))

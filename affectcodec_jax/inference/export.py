@@ -1,7 +1,9 @@
 """The codec as two programs for other runtimes: StableHLO by `jax.export`, ONNX by jax2onnx.
 
   encoder: levelled audio, float32 [frames, 320], to codes, int32 [frames, stages]
-  decoder: codes, int32 [frames, stages], -1 where a stage is left out, to audio, float32 [frames, 320]
+  decoder: codes, int32 [frames, stages], -1 where a stage is left out, to audio, float32 [frames, 320];
+           of the lite backbone also start, int32 [2]: phase and position of the source at the first
+           frame; zeros, its default in ONNX, are a recording's beginning
 
 The number of frames is free. Both hold their weights, take one recording as a whole and go on beyond its
 ends as `inference.pieces` does; the emotion network is part of the encoder. docs/export.md shows how to use
@@ -18,6 +20,7 @@ from affectcodec_jax import audio as audio_lib
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.common.files import make_folder, write_json, write_whole
 from affectcodec_jax.emotion.teachers import emotion_context, encoder_features
+from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.codec import Codec, bits_per_stage, make_codec
 from affectcodec_jax.models.context import decoder_context, encoder_context
 from affectcodec_jax.spectral import portable
@@ -61,7 +64,10 @@ def encoder(codec):
 
 
 def decoder(codec):
-  """The decoder of a `Pretrained` codec as a function of codes `[frames, stages]`, -1 for no code."""
+  """The decoder of a `Pretrained` codec as a function of codes `[frames, stages]`, -1 for no code.
+
+  And, of the lite backbone, of start `[2]`, phase and position as in `source_filter.Source`.
+  """
   config, hop = codec.config, codec.hop_length
   network, around = make_codec(config), decoder_context(config.model)
   with config.copy_and_resolve_references().unlocked() as one:
@@ -72,47 +78,43 @@ def decoder(codec):
   def lookup(stage, index):
     return one.apply({'params': {'quantizer': stage}}, index[None, :, None], method=Codec.lookup)
 
-  def decode(codes):
+  def decode(codes, start=None):
     frames = codes.shape[0]
     latents = jax.vmap(lookup)(stages, jnp.maximum(codes, 0).T)  # [stages, 1, frames, dim]
     latent = jnp.sum(jnp.where((codes >= 0).T[:, None, :, None], latents, 0.0), axis=0)
-    latent = _extend(latent, around)
-    audio = network.apply({'params': codec.params}, latent, method=Codec.synthesise)
+    latent, source = source_filter.extend(latent, around), None
+    if config.model.backbone == 'lite':
+      increments = network.apply({'params': codec.params}, latent, method=Codec.pitch)
+      increments = source_filter.extend(increments[:, around:around + frames], around)
+      source = source_filter.Source(increments, jnp.full(1, around, jnp.int32), start[:1], start[1:])
+    audio = network.apply({'params': codec.params}, latent, source, method=Codec.synthesise)
     return audio.reshape(-1, hop)[around:around + frames]
 
   return decode
 
 
-def _extend(x, n):
-  """`[1, frames, dim]` with n times its first and its last frame at the ends.
-
-  By zeros and ones: jax2onnx gives a concatenation the length of its first part.
-  """
-  lead, tail = ((0, 0), (n, 0), (0, 0)), ((0, 0), (0, n), (0, 0))
-  zero = jnp.zeros_like(x[..., :1])
-  before = jnp.pad(jnp.pad(zero, lead, constant_values=1.0), tail)
-  after = jnp.pad(jnp.pad(zero, lead), tail, constant_values=1.0)
-  return jnp.pad(x, ((0, 0), (n, n), (0, 0))) + before * x[:, :1] + after * x[:, -1:]
-
-
 def programs(codec):
-  """name: (function, width and dtype of its input `[frames, width]`, names of input and output)."""
-  return {'encoder': (encoder(codec), codec.hop_length, np.float32, ('audio', 'codes')),
-          'decoder': (decoder(codec), codec.config.model.num_stages, np.int32, ('codes', 'audio'))}
+  """name: (function, {input: (shape, dtype)}, name of the output); 'frames' in a shape is free."""
+  start = {'start': ((2,), np.int32)} if codec.config.model.backbone == 'lite' else {}
+  codes = {'codes': (('frames', codec.config.model.num_stages), np.int32)}
+  return {'encoder': (encoder(codec), {'audio': (('frames', codec.hop_length), np.float32)}, 'codes'),
+          'decoder': (decoder(codec), codes | start, 'audio')}
 
 
-def to_stablehlo(function, width, dtype, names):
+def to_stablehlo(function, inputs, output):
   """Serialised program of any number of frames, for CPUs, CUDA and TPUs."""
+  del output
   from jax import export
   frames, = export.symbolic_shape('frames', constraints=['frames >= 1'])
   with portable():
-    exported = export.export(jax.jit(function), platforms=PLATFORMS)(
-        jax.ShapeDtypeStruct((frames, width), dtype))
+    exported = export.export(jax.jit(function), platforms=PLATFORMS)(*(
+        jax.ShapeDtypeStruct([frames if n == 'frames' else n for n in shape], dtype)
+        for shape, dtype in inputs.values()))
   return bytes(exported.serialize())
 
 
-def to_onnx(function, width, dtype, names):
-  """Serialised ONNX model of any number of frames.
+def to_onnx(function, inputs, output):
+  """Serialised ONNX model of any number of frames; inputs of a fixed shape default to zeros.
 
   Raises:
     UserError: jax2onnx is not installed.
@@ -121,10 +123,14 @@ def to_onnx(function, width, dtype, names):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   jax2onnx = require_extra('jax2onnx', extras=_REQUIREMENTS)
   with portable():
-    model = jax2onnx.to_onnx(function, [jax.ShapeDtypeStruct(('frames', width), dtype)], opset=_OPSET,
-                             input_names=names[:1], output_names=names[1:])
+    model = jax2onnx.to_onnx(function, [jax.ShapeDtypeStruct(*x) for x in inputs.values()], opset=_OPSET,
+                             input_names=list(inputs), output_names=[output])
   del model.graph.value_info[:]  # guesses at inner shapes, some wrong; runtimes infer them
   _store_as_float16(model.graph)
+  for name, (shape, dtype) in inputs.items():
+    if 'frames' not in shape:
+      import onnx
+      model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, dtype), name))
   return model.SerializeToString()
 
 
@@ -147,9 +153,15 @@ def _store_as_float16(graph):
 
 
 def load_stablehlo(data):
-  """A serialised StableHLO program as a function."""
+  """A serialised StableHLO program as a function; inputs that are left out are zeros."""
   from jax import export
-  return export.deserialize(bytearray(data)).call
+  program = export.deserialize(bytearray(data))
+
+  def call(*values):
+    rest = (np.zeros(x.shape, x.dtype) for x in program.in_avals[len(values):])
+    return program.call(*values, *rest)
+
+  return call
 
 
 def load_onnx(data):
@@ -158,7 +170,8 @@ def load_onnx(data):
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3
   session = onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
-  return lambda x: session.run(None, {session.get_inputs()[0].name: np.asarray(x)})[0]
+  names = [x.name for x in [*session.get_inputs(), *session.get_overridable_initializers()]]
+  return lambda *values: session.run(None, dict(zip(names, map(np.asarray, values))))[0]
 
 
 WRITERS = {'stablehlo': (to_stablehlo, load_stablehlo), 'onnx': (to_onnx, load_onnx)}

@@ -14,6 +14,7 @@ import numpy as np
 from affectcodec_jax.audio import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import emotion_context, encoder_features
+from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.codec import Codec, hop_length, make_codec
 from affectcodec_jax.models.conditioning import combine
 from affectcodec_jax.models.context import decoder_context, encoder_context
@@ -48,24 +49,30 @@ class Inference:
       u = codec.apply({'params': params}, audio, u_e, embedding, acoustic, method=Codec.analyse_acoustic)
       return codec.apply({'params': params}, u, method=Codec.quantize).indices
 
-    def from_latent(params, latent):
-      audio = codec.apply({'params': params}, latent, method=Codec.synthesise)
-      return audio[:, around * hop:audio.shape[1] - around * hop]
-
-    def lookup(params, codes):
+    @jax.jit
+    def latent(params, codes):
       return codec.apply({'params': params}, codes, method=Codec.lookup)
 
     @jax.jit
-    def synthesise(params, codes):
-      return from_latent(params, lookup(params, codes))
+    def latent_between(params, before, after, weight):
+      a, b, weight = latent(params, before), latent(params, after), weight[..., None]  # [B, T, 1]
+      return (1 - weight) * a + weight * b
 
     @jax.jit
-    def synthesise_between(params, before, after, weight):
-      a, b, weight = lookup(params, before), lookup(params, after), weight[..., None]  # [B, T, 1]
-      return from_latent(params, (1 - weight) * a + weight * b)
+    def pitch(params, latent):
+      increments = codec.apply({'params': params}, latent, method=Codec.pitch)
+      return increments[:, self.pitch_context:increments.shape[1] - self.pitch_context]
 
+    @jax.jit
+    def synthesise(params, latent, source=None):
+      audio = codec.apply({'params': params}, latent, source, method=Codec.synthesise)
+      return audio[:, around * hop:audio.shape[1] - around * hop]
+
+    # Pitch goes `source_filter.CONTEXT` frames beyond a piece: the source at its ends needs those.
+    self.has_source, self.pitch_context = config.model.backbone == 'lite', around - source_filter.CONTEXT
     self.emotion, self.quantize = emotion, quantize
-    self.synthesise, self.synthesise_between = synthesise, synthesise_between
+    self.latent, self.latent_between = latent, latent_between
+    self.pitch, self.synthesise = pitch, synthesise
 
   def encode(self, params, frozen, recordings, batch=1):
     """Codes of recordings, `[samples]` each, at the codec's level.
@@ -126,15 +133,39 @@ class Inference:
     """Audio, float32 `[frames * 320]` each, of codes `[frames, m]` of any one number of stages."""
     frames = [len(c) for c in codes]
     audio = [np.zeros(n * self.hop_length, np.float32) for n in frames]
-    around = self.decoder_context
+    increments = self._increments(params, codes, batch) if self.has_source else None
+    phases = [source_filter.phases_of_frames(x) for x in increments] if self.has_source else None
     for group in self._batches(frames, batch):
-      pieces = [codes[i][np.clip(np.arange(start - around, start + size + around), 0, frames[i] - 1)]
-                for i, start, size in group]
-      told = np.asarray(self.synthesise(params, _stack(pieces, batch)))
+      latent = self.latent(params, self._pieces(codes, group, batch))
+      source = source_filter.Source(
+          self._pieces(increments, group, batch), np.full(batch, self.decoder_context, np.int32),
+          _stack([phases[i][start] for i, start, _ in group], batch),
+          _stack([source_filter.wrap(start * self.hop_length) for _, start, _ in group], batch)
+      ) if self.has_source else None
+      samples = np.asarray(self.synthesise(params, latent, source))
       for k, (i, start, size) in enumerate(group):
         piece = audio[i][start * self.hop_length:(start + size) * self.hop_length]
-        piece[:] = told[k][:len(piece)]
+        piece[:] = samples[k][:len(piece)]
     return audio
+
+  def _increments(self, params, codes, batch):
+    """Phase increments of the source, int32 `[frames]`, of codes `[frames, m]` each."""
+    increments = [np.zeros(len(c), np.int32) for c in codes]
+    beyond = source_filter.CONTEXT
+    for group in self._batches([len(c) for c in codes], batch):
+      pitch = np.asarray(self.pitch(params, self.latent(params, self._pieces(codes, group, batch))))
+      for k, (i, start, size) in enumerate(group):
+        piece = increments[i][start:start + size]
+        piece[:] = pitch[k][beyond:beyond + len(piece)]
+    return increments
+
+  def _pieces(self, values, group, batch):
+    """Pieces of `[frames, …]` with the decoder's context; beyond its ends a recording stays as it is."""
+    pieces = []
+    for i, start, size in group:
+      at = np.arange(start - self.decoder_context, start + size + self.decoder_context)
+      pieces.append(values[i][np.clip(at, 0, len(values[i]) - 1)])
+    return _stack(pieces, batch)
 
   def working_memory(self, params, frozen, frames):
     """Bytes besides weights that XLA reserves for a piece of so many frames: {'encode', 'decode'}."""
@@ -147,9 +178,11 @@ class Inference:
     embedding = np.stack([combine([tuple(p[0] for p in part)])]) if part else np.zeros((1, 0), np.float32)
     codes = np.asarray(self.quantize(params, seen, u_e, embedding))
     around = np.zeros((1, size + 2 * self.decoder_context, codes.shape[-1]), np.int32)
+    latent, zero = self.latent(params, around), np.zeros(1, np.int32)
+    source = source_filter.Source(around[..., 0] + 1, zero, zero, zero) if self.has_source else None
     programs = {'encode': [self.emotion.lower(params, frozen, heard, mask, context),
                            self.quantize.lower(params, seen, u_e, embedding)],
-                'decode': [self.synthesise.lower(params, around)]}
+                'decode': [self.synthesise.lower(params, latent, source)]}
     return {name: max(p.compile().memory_analysis().temp_size_in_bytes for p in of_name)
             for name, of_name in programs.items()}
 

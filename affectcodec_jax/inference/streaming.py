@@ -11,6 +11,7 @@ import numpy as np
 from affectcodec_jax.audio import SAMPLE_RATE, to_mono
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.inference.pieces import cut, inside
+from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.conditioning import combine, merge
 
 CHUNK = 10  # frames: 200 ms
@@ -125,6 +126,7 @@ class StreamDecoder:
     self._codes = np.zeros((0, self._stages), np.int32)  # from frame `_first` on
     self._lost = np.zeros(0, bool)
     self._first, self._next = 0, 0
+    self._phase, self._increment = np.int32(0), np.int32(0)  # of the source, at frame `_next`
 
   def push(self, codes):
     """Takes codes, gives the audio that is certain now.
@@ -180,16 +182,38 @@ class StreamDecoder:
     view = slice(begin - self._first, end - self._first)
     codes, lost = self._codes[view], self._lost[view]
     if lost.all():
+      self._advance_source(np.full(self._chunk + 2 * source_filter.CONTEXT, self._increment))
       return np.zeros(self._chunk * hop, np.float32)
     at = np.clip(start + around, 0, end - 1) - begin  # past its ends a recording stays as it is
     before, after, weight, distance = (x[at] for x in bridge(lost))
-    audio = np.asarray(self._inference.synthesise_between(
-        self._params, codes[before][None], codes[after][None], weight[None]))[0]
+    latent = self._inference.latent_between(
+        self._params, codes[before][None], codes[after][None], weight[None])
+    source = self._source(latent, start, end) if self._inference.has_source else None
+    audio = np.asarray(self._inference.synthesise(self._params, latent, source))[0]
     if lost.any():
       fade = np.asarray(FADE)[np.minimum(distance, len(FADE) - 1)]
       middle = (np.arange(self._chunk * hop) + 0.5) / hop - 0.5  # of each sample, in frames of the chunk
       audio = audio * np.interp(middle, around, fade).astype(np.float32)
     return audio * self._gain
+
+
+  def _source(self, latent, start, end):
+    """The `Source` of a chunk; goes on to the next one."""
+    beyond = source_filter.CONTEXT
+    at = np.clip(np.arange(start - beyond, start + self._chunk + beyond), 0, end - 1) - (start - beyond)
+    increments = np.asarray(self._inference.pitch(self._params, latent))[0][at]
+    rest = self._inference.pitch_context  # frames further away, which do not matter
+    source = source_filter.Source(
+        np.pad(increments, rest, mode='edge')[None], np.full(1, self._context, np.int32),
+        self._phase[None], source_filter.wrap([start * self._inference.hop_length]))
+    self._advance_source(increments)
+    return source
+
+  def _advance_source(self, increments):
+    first, last = source_filter.CONTEXT, source_filter.CONTEXT + self._chunk
+    phases = source_filter.phases_of_frames(increments).astype(np.int64)
+    self._phase = source_filter.wrap(self._phase + phases[last] - phases[first])
+    self._increment = increments[last - 1]
 
 
 def bridge(lost):

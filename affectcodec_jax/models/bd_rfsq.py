@@ -28,8 +28,6 @@ import numpy as np
 from affectcodec_jax.models import fsq
 from affectcodec_jax.models.layers import weight_norm
 
-STAGE_FADE = 0.7  # of a stage's start against the one before it
-
 
 class Quantized(NamedTuple):
   """What a quantiser of K stages returns for `[batch, frames, dim]`.
@@ -60,15 +58,15 @@ def _orthonormal_rows(rng, num_stages, dim, width):
   return jnp.concatenate(bases)[:num_stages]
 
 
-def _init_block(rng, num_stages, dim, levels):
+def _init_block(rng, num_stages, dim, levels, start, fade):
   """Parameters of all stages of one block, stacked on a leading axis of `num_stages`."""
   width = len(levels)
-  v_in = _orthonormal_rows(rng, num_stages, dim, width)  # [K, d, f]
-  v_out = v_in.transpose(0, 2, 1)  # [K, f, d]: the pseudo-inverse of pi_in
-  gain = jnp.asarray([fsq.gaussian_gain(n) for n in levels])
-  # Later stages start quieter: to an untrained decoder they are noise, and adding them would make
-  # the higher rates the worse ones for as long as it takes to learn what they say.
-  fade = STAGE_FADE ** jnp.arange(num_stages)
+  v_in = _orthonormal_rows(rng, 1 if start == 'refine' else num_stages, dim, width)
+  v_in = jnp.broadcast_to(v_in, (num_stages, dim, width))  # [K, d, f]
+  gain, scale = jnp.asarray([fsq.gaussian_gain(n) for n in levels]).T
+  # The pseudo-inverse of pi_in, and what makes the best estimate of a code over s.
+  v_out = v_in.transpose(0, 2, 1) * (gain * scale)[:, None]  # [K, f, d]
+  fade = fade ** jnp.arange(num_stages)
   return {
       'in_v': v_in,
       'in_g': jnp.ones((num_stages, width)),
@@ -105,11 +103,17 @@ def _project_out(p, z):
   return matmul('btf,fd->btd', z, weight_norm(p['out_v'], p['out_g'], (0,))) + p['out_b']
 
 
-def _round(p, z, levels):
+def _round(p, z, levels, rounding=1.0):
   """z `[B, T, f]` of one stage to c / s + b `[B, T, f]`, digits and commitment `[B]`."""
-  scaled = _scale(p['log_scale']) * (z - p['shift'])
-  codes, digits = fsq.quantize(scaled, levels)
-  commitment = jnp.mean((scaled - jax.lax.stop_gradient(codes)) ** 2, axis=(1, 2))
+  scale = _scale(p['log_scale'])
+  codes, digits = fsq.quantize(scale * (z - p['shift']), levels, rounding)
+  scaled = jax.lax.stop_gradient(scale) * (z - p['shift'])
+  grid = jax.lax.stop_gradient(fsq.digits_to_codes(digits, levels))
+  # No gradient along the signal itself, nor into its scale: the distance is least for a small signal, and
+  # scale, projection and encoder would all learn to make one, which leaves the outer codes unused.
+  spread = jnp.sqrt(jnp.mean(scaled ** 2, axis=1, keepdims=True) + 1e-4)  # [B, 1, f]
+  scaled = scaled * (jax.lax.stop_gradient(spread) / spread)
+  commitment = jnp.mean((scaled - grid) ** 2, axis=(1, 2))
   return _restore(p, codes), digits, commitment
 
 
@@ -139,16 +143,22 @@ class BDRFSQ(nn.Module):
     levels: their FSQ levels, e.g. ((2, 2, 2), (4, 4, 4, 4, 4, 4)).
     num_stages: K.
     projection: 'block' keeps the blocks apart; 'full' projects both together.
+    start: 'spread' begins with every stage reading directions that no earlier one reads, 'refine' with all
+      of them reading the same, so what the earlier ones left over.
+    fade: loudness of a stage at the start, over that of the one before it. To an untrained decoder later
+      stages are noise; below 1 they have to earn their place, and may not.
   """
 
   dims: Sequence[int]
   levels: Sequence[Sequence[int]]
   num_stages: int
   projection: str = 'block'
+  start: str = 'spread'
+  fade: float = 1.0
 
   def setup(self):
     self.params_ = [
-        self.param(name, _init_block, self.num_stages, dim, levels)
+        self.param(name, _init_block, self.num_stages, dim, levels, self.start, self.fade)
         for name, dim, levels in zip(self._names(), *self._blocks())]
 
   def _names(self):
@@ -171,8 +181,8 @@ class BDRFSQ(nn.Module):
   def _split(self, u):
     return jnp.split(u, np.cumsum(self._blocks()[0])[:-1], axis=-1)
 
-  def __call__(self, u) -> Quantized:
-    """Quantises `[batch, frames, d_e + d_a]`; float32 whatever comes in."""
+  def __call__(self, u, rounding=1.0) -> Quantized:
+    """Quantises `[batch, frames, d_e + d_a]` in float32; `rounding` as in `fsq.quantize`."""
     levels = self._all_levels()
     b, t, f, k = *u.shape[:2], len(levels), self.num_stages
     w_in = [_weights(p['in_v'], p['in_g']) for p in self.params_]  # [K, d, f] a block
@@ -188,7 +198,7 @@ class BDRFSQ(nn.Module):
     def stage(reads, inputs):
       at, affine, taken, bias = inputs
       z = jax.lax.dynamic_slice_in_dim(reads, at * f, f, axis=-1)  # [B, T, f]
-      values, digits, commitment = _round(affine, z, levels)
+      values, digits, commitment = _round(affine, z, levels, rounding)
       reads = reads - matmul('btf,fg->btg', values, taken) - bias
       return reads, (values, fsq.digits_to_index(digits, levels), commitment)
 
@@ -219,7 +229,7 @@ class BDRFSQ(nn.Module):
     dims, levels = self._blocks()
     calibrated = []
     for params, r, n in zip(self.params_, self._split(u.astype(jnp.float32)), levels):
-      gain = jnp.asarray([fsq.gaussian_gain(m) for m in n])
+      gain = jnp.asarray([fsq.gaussian_gain(m)[0] for m in n])
       stages = []
       for k in range(self.num_stages):
         p = {name: x[k] for name, x in params.items()}

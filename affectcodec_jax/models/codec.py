@@ -9,12 +9,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.bd_rfsq import BDRFSQ
 from affectcodec_jax.models.conditioning import Adapter, AttentionPool, EmotionDecoder, FiLM
 from affectcodec_jax.models.dac import Decoder, Encoder
 from affectcodec_jax.models.discriminator import Discriminator
 from affectcodec_jax.models.layers import Conv
-from affectcodec_jax.models.lite import LiteDecoder, LiteEncoder
+from affectcodec_jax.models.lite import LiteEncoder
 from affectcodec_jax.models.rvq import RVQ
 from affectcodec_jax.tokens.entropy import MAX_DIGIT_BITS
 
@@ -26,18 +27,22 @@ class Codec(nn.Module):
     config: the `model` section of the configuration (see configs/base.py).
     feature_dim: width of the teacher's features.
     remat: recompute encoder's and decoder's activations in the backward pass, to save memory.
+    stage_start, stage_fade: how the quantiser's stages begin, see `BDRFSQ`.
   """
 
   config: dict
   feature_dim: int
   remat: bool = False
+  stage_start: str = 'spread'
+  stage_fade: float = 1.0
 
   def setup(self):
     c = self.config
     dtype = jnp.dtype(c.compute_dtype)
     if c.backbone == 'lite':
       self.encoder = LiteEncoder(c.lite.width, c.lite.encoder_depth, c.acoustic_width, dtype, self.remat)
-      self.decoder = LiteDecoder(c.lite.width, c.lite.decoder_depth, dtype, self.remat)
+      self.decoder = source_filter.SourceFilterDecoder(
+          c.lite.width, c.lite.decoder_depth, dtype, self.remat)
     else:
       self.encoder = Encoder(c.encoder_dim, c.strides, c.acoustic_width, dtype, self.remat)
       self.decoder = Decoder(c.decoder_dim, tuple(reversed(c.strides)), dtype, self.remat)
@@ -47,7 +52,7 @@ class Codec(nn.Module):
       self.film = FiLM()
     self.to_emotion = Conv(c.emotion_dim, (1,), dtype=dtype)
     self.to_acoustic = Conv(c.acoustic_dim, (1,), dtype=dtype)
-    self.quantizer = make_quantizer(c)
+    self.quantizer = make_quantizer(c, self.stage_start, self.stage_fade)
     self.emotion_decoder = EmotionDecoder(self.feature_dim, c.adapter_dim, dtype)
 
   def analyse(self, audio, features, mask):
@@ -87,9 +92,9 @@ class Codec(nn.Module):
     acoustic = self.encoder(audio)
     return self.partition(u_e, acoustic[:, context:acoustic.shape[1] - context], embedding)
 
-  def quantize(self, u):
-    """`Quantized` of U `[batch, frames, dim]`."""
-    return self.quantizer(u)
+  def quantize(self, u, rounding=1.0):
+    """`Quantized` of U `[batch, frames, dim]`; `rounding` as in `fsq.quantize`."""
+    return self.quantizer(u, rounding)
 
   def lookup(self, indices):
     """Latent at as many stages as `indices` `[batch, frames, m]` has: `[batch, frames, dim]`."""
@@ -99,9 +104,37 @@ class Codec(nn.Module):
     """Latent `[batch, frames, dim]` of the first stages' `Quantized.values` `[m, batch, frames, f]`."""
     return self.quantizer.latent(values)
 
-  def synthesise(self, latent):
-    """Quantised latent `[batch, frames, dim]` to audio `[batch, frames * hop]`."""
-    return self.decoder(latent)
+  def synthesise(self, latent, source=None):
+    """Quantised latent `[batch, frames, dim]` to audio `[batch, frames * hop]`.
+
+    Args:
+      latent: the latent.
+      source: of the lite backbone, the `source_filter.Source`; None is a recording's beginning at the
+        pitch that the latent says. The DAC-style decoder has no use for one.
+    """
+    if self.config.backbone != 'lite':
+      return self.decoder(latent)
+    controls = self.decoder(latent)
+    if source is None:
+      source = source_filter.beginning(source_filter.predicted_increments(controls.pitch))
+    return source_filter.render(controls, source)
+
+  def pitch(self, latent):
+    """Phase increments of the lite backbone's source, int32 `[batch, frames]`."""
+    return source_filter.predicted_increments(self.decoder(latent).pitch)
+
+  def synthesise_along(self, latent, f0, follow):
+    """Audio and `Controls` of the lite backbone in training.
+
+    Args:
+      latent: `[batch, frames, dim]`.
+      f0: true fundamental in Hz, everywhere above 0, `[batch, frames]`.
+      follow: bool `[batch]`, whether a clip's source has that pitch, or the predicted one.
+    """
+    controls = self.decoder(latent)
+    pitch = jnp.where(follow[:, None], source_filter.increments(source_filter.class_of(f0)),
+                      source_filter.predicted_increments(controls.pitch))
+    return source_filter.render(controls, source_filter.beginning(pitch)), controls
 
   def emotion_features(self, latent):
     """Teacher features `[batch, frames, feature_dim]` told from the emotion block alone."""
@@ -121,7 +154,9 @@ class Codec(nn.Module):
 
 def make_codec(config):
   """The codec that `config` describes."""
-  return Codec(config.model, config.teacher.dim, config.train.get('remat', False))  # older runs lack it
+  t = config.train  # older runs lack some of these
+  return Codec(config.model, config.teacher.dim, t.get('remat', False), t.get('stage_start', 'spread'),
+               t.get('stage_fade', 1.0))
 
 
 def make_discriminator(config):
@@ -142,14 +177,15 @@ def init_params(config, rng):
   return params, discriminator.init(disc_rng, audio)['params']
 
 
-def make_quantizer(c):
+def make_quantizer(c, stage_start='spread', stage_fade=1.0):
   """BD-RFSQ, or one of the paper's two comparisons, by `quantizer` in the config."""
   if c.quantizer == 'rvq':
     return RVQ(c.emotion_dim + c.acoustic_dim, c.num_stages, 2 ** bits_per_stage(c),
                c.rvq_codebook_dim)
   projection = {'bd_rfsq': 'block', 'full_rfsq': 'full'}[c.quantizer]
   return BDRFSQ((c.emotion_dim, c.acoustic_dim),
-                (tuple(c.emotion_levels), tuple(c.acoustic_levels)), c.num_stages, projection)
+                (tuple(c.emotion_levels), tuple(c.acoustic_levels)), c.num_stages, projection, stage_start,
+                stage_fade)
 
 
 def hop_length(c) -> int:

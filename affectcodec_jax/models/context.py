@@ -5,10 +5,10 @@ Counted from the layers (kernel, dilation, stride), in frames, the same on both 
 
 import math
 
-from affectcodec_jax.models import dac
+from affectcodec_jax.models import dac, source_filter
 from affectcodec_jax.models.codec import hop_length
 
-_STFT = 2  # the lite networks' longest window is 4 hops: 1.5 frames on either side of a frame
+_STFT = 2  # the lite encoder's longest window is 4 hops: 1.5 frames on either side of a frame
 _CONVNEXT = 3  # kernel 7
 
 
@@ -30,7 +30,7 @@ def encoder_context(model):
 def decoder_context(model):
   """Frames on either side that a frame's samples depend on."""
   if model.backbone == 'lite':
-    return 3 + _CONVNEXT * model.lite.decoder_depth + _STFT
+    return 3 + _CONVNEXT * model.lite.decoder_depth + source_filter.CONTEXT
   reach, step = 3.0, 1.0  # in frames: the first kernel of 7
   for stride in reversed(model.strides):
     reach += step  # two input frames make each output of a transposed convolution

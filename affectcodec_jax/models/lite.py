@@ -1,19 +1,20 @@
-"""The lite backbone: an encoder on spectral frames and a ConvNeXt decoder with an inverse-STFT head.
+"""The lite backbone's encoder: ConvNeXt blocks on spectral frames and their autocorrelation.
 
 Everything runs at the codec's 50 frames a second, so it needs a small part of the operations of the
-DAC-style networks. The decoder is that of Vocos (arXiv 2306.00814, section 3): magnitudes and phases
-of short spectra, put together by overlap-add. Layout `[batch, frames, channels]`.
+DAC-style networks. The decoder is in `source_filter`. Layout `[batch, frames, channels]`.
 """
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from affectcodec_jax.spectral import istft, stft
+from affectcodec_jax.spectral import stft
 
 _HOP = 320
-_FINE = 4 * _HOP  # 80 ms: resolves harmonics, and is the decoder's synthesis window
+_FINE = 4 * _HOP  # 80 ms: resolves harmonics
 _QUICK = _HOP  # 20 ms, twice a frame: resolves plosives and glottal pulses of low voices
-_MAX_MAGNITUDE = 100.0  # a full-scale sine reaches 320 in the fine spectrum
+_LAGS = np.arange(24, 320)  # samples: periods of 667 to 50 Hz
 
 
 class DepthwiseConv(nn.Module):
@@ -61,9 +62,12 @@ class LiteEncoder(nn.Module):
   @nn.compact
   def __call__(self, audio):
     b, frames = audio.shape[0], audio.shape[1] // _HOP
-    fine, quick = (_log_magnitude(audio, w, h).reshape(b, frames, -1)
+    fine, quick = (_power(audio, w, h).reshape(b, frames, -1)
                    for w, h in ((_FINE, _HOP), (_QUICK, _HOP // 2)))  # [B, T, 641], [B, T, 2 * 161]
-    x = nn.Dense(self.width, dtype=self.dtype)(jnp.concatenate([fine, quick], axis=-1))
+    # About unit range for speech at the codec's level.
+    spectra = [0.5 * jnp.log10(jnp.maximum(power, 1e-8)) for power in (fine, quick)]
+    x = jnp.concatenate([*spectra, autocorrelation(fine)], axis=-1)
+    x = nn.Dense(self.width, dtype=self.dtype)(x)
     x = nn.LayerNorm(dtype=self.dtype)(x)
     block = nn.remat(ConvNeXtBlock) if self.remat else ConvNeXtBlock
     for i in range(self.depth):
@@ -71,29 +75,21 @@ class LiteEncoder(nn.Module):
     return nn.Dense(self.features, dtype=self.dtype)(nn.LayerNorm(dtype=self.dtype)(x))
 
 
-class LiteDecoder(nn.Module):
-  """Latent `[B, T, d]` to audio `[B, T * 320]`."""
+def autocorrelation(power):
+  """Power spectra `[..., 641]` to the autocorrelation at `_LAGS` over that at 0, `[..., 296]` in [-1, 1].
 
-  width: int
-  depth: int
-  dtype: jnp.dtype = jnp.float32
-  remat: bool = False  # as the encoder's
-
-  @nn.compact
-  def __call__(self, latent):
-    x = nn.Conv(self.width, (7,), dtype=self.dtype)(latent)
-    x = nn.LayerNorm(dtype=self.dtype)(x)
-    block = nn.remat(ConvNeXtBlock) if self.remat else ConvNeXtBlock
-    for i in range(self.depth):
-      x = block(1 / self.depth, self.dtype, name=f'ConvNeXtBlock_{i}')(x)
-    x = nn.LayerNorm(dtype=self.dtype)(x)
-    bins = _FINE // 2 + 1
-    log_magnitude, phase = (nn.Dense(bins, dtype=self.dtype)(x).astype(jnp.float32) for _ in range(2))
-    magnitude = jnp.minimum(jnp.exp(log_magnitude), _MAX_MAGNITUDE)
-    return istft(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase), _FINE, _HOP)
+  A voice repeats after its period: pitch, which spectra only show between the lines, is then the place of
+  a maximum.
+  """
+  bins = np.arange(_FINE // 2 + 1)
+  weight = np.where((bins == 0) | (bins == _FINE // 2), 1.0, 2.0)
+  cosines = weight[:, None] * np.cos(2 * np.pi / _FINE * (bins[:, None] * _LAGS % _FINE))  # [bins, lags]
+  total = jnp.sum(power * weight.astype(np.float32), axis=-1, keepdims=True)
+  products = jnp.matmul(power, cosines.astype(np.float32), precision=jax.lax.Precision.HIGHEST)
+  return products / jnp.maximum(total, 1e-6)
 
 
-def _log_magnitude(audio, window, hop):
-  """Log10 magnitude, about unit range for speech at the codec's level: `[B, frames, bins]`."""
+def _power(audio, window, hop):
+  """Squared magnitudes of the STFT, `[B, frames, bins]`."""
   real, imag = stft(audio, window, hop)
-  return 0.5 * jnp.log10(jnp.maximum(real ** 2 + imag ** 2, 1e-8))
+  return real ** 2 + imag ** 2

@@ -28,8 +28,11 @@ class RVQ(nn.Module):
     self.out_b = self.param('out_b', nn.initializers.zeros, (k, d))
     self.codebook = self.param('codebook', nn.initializers.normal(1.0), (k, self.codebook_size, f))
 
-  def __call__(self, u) -> Quantized:
-    """Quantises `[batch, frames, dim]` in float32; `commitment` includes the codebook loss."""
+  def __call__(self, u, rounding=1.0) -> Quantized:
+    """Quantises `[batch, frames, dim]` in float32; `commitment` includes the codebook loss.
+
+    `rounding` blends words and what they stand for, as in `fsq.quantize`.
+    """
 
     def stage(residual, params):
       in_w, out_w, out_b, codebook = params
@@ -39,7 +42,7 @@ class RVQ(nn.Module):
       commitment = jnp.mean((z - jax.lax.stop_gradient(word)) ** 2, axis=(1, 2))
       # The codebook follows the encoder four times as strongly as the encoder the codebook.
       update = jnp.mean((jax.lax.stop_gradient(z) - word) ** 2, axis=(1, 2))
-      value = z + jax.lax.stop_gradient(word - z)
+      value = z + jax.lax.stop_gradient(rounding * (word - z))
       out = matmul('btf,fd->btd', value, out_w) + out_b
       return residual - out, (value, index, commitment + 4 * update)
 

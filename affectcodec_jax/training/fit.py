@@ -49,7 +49,7 @@ def train_network(config, workdir, name, model, loss_fn, source, crop_samples):
   """
   c, t = config.data, config.train
   iterator = pipeline.make_iterator(
-      source, batch_size=t.batch_size, crop_samples=crop_samples, seed=config.seed, gain_db=c.gain_db,
+      source, c, batch_size=t.batch_size, crop_samples=crop_samples, seed=config.seed,
       num_workers=c.num_workers)
   base = jax.random.PRNGKey(config.seed)
   params = jax.jit(model.init)(base, jnp.zeros((1, 6400)))['params']

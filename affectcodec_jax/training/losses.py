@@ -7,15 +7,21 @@ The family is DAC's: LSGAN, feature and mel terms *summed* over scales, to be we
 import jax
 import jax.numpy as jnp
 
+from affectcodec_jax.models.source_filter import class_of
 from affectcodec_jax.spectral import log_mel
 
 MEL_WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
 MEL_BANDS = (5, 10, 20, 40, 80, 160, 320)
+_PITCH_WIDTH = 1.2  # classes, of the Gaussian
 
 
-def mel_targets(audio):
-  """Log-mel spectrograms of `[batch, samples]` at every scale, to be compared with `mel_distance`."""
-  return [log_mel(audio, w, w // 4, n) for w, n in zip(MEL_WINDOWS, MEL_BANDS)]
+def mel_targets(audio, floor=1e-5):
+  """Log-mel spectrograms of `[batch, samples]` at every scale, to be compared with `mel_distance`.
+
+  Magnitudes below `floor` count as `floor`. At the codec's level of -24 dBFS, 1e-3 is about where the
+  pauses of a good recording lie; DAC's 1e-5 gives them most of the gradient (docs/training.md).
+  """
+  return [log_mel(audio, w, w // 4, n, floor) for w, n in zip(MEL_WINDOWS, MEL_BANDS)]
 
 
 def mel_distance(predicted, target):
@@ -26,6 +32,27 @@ def mel_distance(predicted, target):
 def waveform_l1(predicted, target):
   """Mean absolute error of `[batch, samples]`."""
   return jnp.mean(jnp.abs(predicted - target), axis=-1)
+
+
+def pitch_distance(logits, f0, voiced):
+  """Cross-entropy of pitch classes against a narrow Gaussian around the true one, over voiced frames.
+
+  Args:
+    logits: `[batch, frames, classes]`, see `models.source_filter`.
+    f0: true fundamental in Hz, above 0, `[batch, frames]`.
+    voiced: 1 where it counts, else 0, `[batch, frames]`.
+
+  Returns:
+    `[batch]`, the sum over voiced frames by the number of all frames.
+  """
+  away = (jnp.arange(logits.shape[-1]) - class_of(f0)[..., None]) / _PITCH_WIDTH
+  target = jax.nn.softmax(-0.5 * away ** 2, axis=-1)
+  return jnp.mean(-jnp.sum(target * jax.nn.log_softmax(logits), axis=-1) * voiced, axis=-1)
+
+
+def voicing_distance(logits, voiced):
+  """Binary cross-entropy of `[batch, frames]`: `[batch]`."""
+  return jnp.mean(jax.nn.softplus(logits) - voiced * logits, axis=-1)
 
 
 def discriminator_loss(real, fake):

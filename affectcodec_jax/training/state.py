@@ -34,12 +34,19 @@ def learning_rate(config, peak):
 
 
 def make_optimizer(config, peak):
-  """AdamW with gradient clipping."""
+  """AdamW with gradient clipping; only matrices decay, not gains, scales, biases or Snake's alpha.
+
+  Weight-normalised directions do not decay either: their length has no effect but on their step size.
+  """
   t = config.train
   return optax.chain(
       optax.clip_by_global_norm(t.clip_norm),
-      optax.adamw(learning_rate(config, peak), b1=t.beta1, b2=t.beta2,
-                  weight_decay=t.weight_decay))
+      optax.adamw(learning_rate(config, peak), b1=t.beta1, b2=t.beta2, weight_decay=t.weight_decay,
+                  mask=_decays))
+
+
+def _decays(params):
+  return jax.tree_util.tree_map_with_path(lambda path, x: path[-1].key == 'kernel' and x.ndim > 1, params)
 
 
 def calibrate(config, params, frozen, audio):

@@ -2,7 +2,8 @@
 
 L = L_rec + alpha L_cm + beta L_emo + lambda L_cycle + delta L_mr (AffectCodec, training section).
 The multi-rate term decodes every rate of every clip in one batched decoder call. The clip's own
-rate, drawn by biased stage dropout, is always one of those, so it costs no decoding of its own.
+rate, drawn by biased stage dropout, is always one of those, so it costs no decoding of its own. It shares
+the weights of mel and cycle with the term at the clip's rate: mel to adversarial stays as configured.
 """
 
 import functools
@@ -29,17 +30,29 @@ def draw_rates(config, rng, batch_size):
   return jnp.where(dropped, drawn, len(config.rates) - 1)
 
 
-def _reconstruct(config, codec, params, audio, features, rate):
+def schedules(config, step):
+  """(rounding, probability that a clip's source has its true pitch) at `step`.
+
+  The quantiser rounds not at all for `unquantized_steps`, then by and by within `rounding_steps`. The
+  source-filter decoder learns its filters on true pitch first: the predicted one means nothing yet.
+  """
+  t = config.train
+  rounding = jnp.clip((step + 1 - t.unquantized_steps) / max(t.rounding_steps, 1), 0.0, 1.0)
+  return rounding, jnp.clip(1 - step / max(t.true_pitch_steps, 1), 0.0, 1.0)
+
+
+def _reconstruct(config, codec, params, batch, features, rounding):
   """Decodes each clip at its own rate and, for the multi-rate term, at all of them.
 
   Returns:
     audio at every rate `[R, B, L]` (R = 1 without the multi-rate term), at the clip's rate
-    `[B, L]`, emotion features told from the clip's own latent `[B, T, D]`, commitment `[B]`.
+    `[B, L]`, emotion features `[B, T, D]` from the latent at the clip's rate, commitment `[B]`, and
+    pitch losses `[B]` by name (of a source-filter decoder).
   """
-  variables = {'params': params}
+  variables, audio, rate = {'params': params}, batch['audio'], batch['rate']
   mask = jnp.ones(features.shape[:2], bool)
   u = codec.apply(variables, audio, features, mask, method=Codec.analyse)
-  quantized = codec.apply(variables, u, method=Codec.quantize)
+  quantized = codec.apply(variables, u, rounding, method=Codec.quantize)
   stages = jnp.asarray(config.rates)
   active = jnp.arange(config.model.num_stages)[:, None] < stages[rate]  # [K, B]
   commitment = jnp.sum(active * quantized.commitment, 0) / jnp.sum(active, 0)
@@ -47,40 +60,52 @@ def _reconstruct(config, codec, params, audio, features, rate):
                        for m in config.rates])  # [R, B, T, d]
   own = latents[rate, jnp.arange(len(audio))]  # [B, T, d]
   emotion = codec.apply(variables, own, method=Codec.emotion_features)
-  if not config.loss.multi_rate:
-    decoded = codec.apply(variables, own, method=Codec.synthesise)
-    return decoded[None], decoded, emotion, commitment
-  flat = latents.reshape(-1, *latents.shape[2:])  # [R*B, T, d]
-  decoded = codec.apply(variables, flat, method=Codec.synthesise)
-  decoded = decoded.reshape(len(config.rates), *audio.shape)  # [R, B, L]
-  return decoded, decoded[rate, jnp.arange(len(audio))], emotion, commitment
+  every = latents if config.loss.multi_rate else own[None]  # [R, B, T, d]
+  rates = len(every)
+  flat = every.reshape(-1, *every.shape[2:])  # [R*B, T, d]
+  if 'f0' not in batch:
+    decoded, pitch = codec.apply(variables, flat, method=Codec.synthesise), {}
+  else:
+    f0, voiced = (jnp.tile(batch[name], (rates, 1)) for name in ('f0', 'voiced'))  # [R*B, T]
+    decoded, controls = codec.apply(variables, flat, f0, jnp.tile(batch['follow'], rates),
+                                    method=Codec.synthesise_along)
+    pitch = {'pitch': losses.pitch_distance(controls.pitch, f0, voiced),
+             'voicing': losses.voicing_distance(controls.voicing, voiced)}
+  decoded = decoded.reshape(rates, *audio.shape)  # [R, B, L]
+  of_rate = decoded[rate, jnp.arange(len(audio))] if config.loss.multi_rate else decoded[0]
+  return decoded, of_rate, emotion, commitment, pitch
 
 
-def generator_loss(params, disc_params, frozen, audio, rate, config, adversarial):
+def generator_loss(params, disc_params, frozen, batch, rounding, config, adversarial):
   """Total loss, (each loss by itself, the decoded audio `[B, L]`)."""
   codec, discriminator = make_codec(config), make_discriminator(config)
-  weight = config.loss
+  weight, audio, rate = config.loss, batch['audio'], batch['rate']
   features = teacher_features(config, frozen, audio)
   heard = encoder_features(config, frozen, audio) if 'student' in frozen else features
-  decoded, own, emotion, commitment = _reconstruct(config, codec, params, audio, heard, rate)
-  rates, batch = decoded.shape[:2]
-  flat = decoded.reshape(rates * batch, -1)  # [R*B, L]
-  targets = losses.mel_targets(audio)
+  decoded, own, emotion, commitment, pitch = _reconstruct(config, codec, params, batch, heard, rounding)
+  rates, clips = decoded.shape[:2]
+  flat = decoded.reshape(rates * clips, -1)  # [R*B, L]
+  targets = losses.mel_targets(audio, weight.mel_floor)
   repeated = [jnp.tile(t, (rates, 1, 1)) for t in targets]
-  mel = losses.mel_distance(losses.mel_targets(flat), repeated).reshape(rates, batch)
+  mel = losses.mel_distance(losses.mel_targets(flat, weight.mel_floor), repeated).reshape(rates, clips)
   decoded_features = teacher_features(config, frozen, flat)
   cycle = losses.emotion_cycle(
-      decoded_features, jnp.tile(features, (rates, 1, 1))).reshape(rates, batch)
-  pick = (rate, jnp.arange(batch)) if weight.multi_rate else (0,)
+      decoded_features, jnp.tile(features, (rates, 1, 1))).reshape(rates, clips)
+
+  def mixed(by_rate):
+    """Mean of `[R, B]` at the clips' rates and, `multi_rate` times as much, at all: one weight in all."""
+    if not weight.multi_rate:
+      return by_rate.mean()
+    at_rate = by_rate[rate, jnp.arange(clips)].mean()
+    return (at_rate + weight.multi_rate * by_rate.mean()) / (1 + weight.multi_rate)
+
   parts = {
-      'mel': mel[pick].mean(),
+      'mel': mixed(mel),
       'waveform': losses.waveform_l1(own, audio).mean(),
       'commitment': commitment.mean(),
       'emotion': losses.emotion_l2(emotion, features).mean(),
-      'cycle': cycle[pick].mean(),
-  }
-  if weight.multi_rate:
-    parts['multi_rate'] = weight.mel * mel.mean() + weight.cycle * cycle.mean()
+      'cycle': mixed(cycle),
+  } | {name: value.mean() for name, value in pitch.items()}
   if adversarial:
     variables = {'params': disc_params}
     real = discriminator.apply(variables, audio)
@@ -94,21 +119,21 @@ def generator_loss(params, disc_params, frozen, audio, rate, config, adversarial
   return total, (parts, own)
 
 
-def gradients(params, disc_params, frozen, audio, rate, config, adversarial):
+def gradients(params, disc_params, frozen, batch, rounding, config, adversarial):
   """Gradients of generator and (when `adversarial`, else None) discriminator, and the losses' means.
 
   The discriminator sees the generator's output of before this step's update, as DAC's does.
   """
   grad_fn = jax.value_and_grad(generator_loss, has_aux=True)
   (total, (parts, decoded)), grads = grad_fn(
-      params, disc_params, frozen, audio, rate, config, adversarial)
+      params, disc_params, frozen, batch, rounding, config, adversarial)
   metrics = {f'loss/{k}': v for k, v in parts.items()} | {'loss/total': total}
   if not adversarial:
     return grads, None, metrics
   discriminator = make_discriminator(config)
 
   def disc_loss(disc_params):
-    real = discriminator.apply({'params': disc_params}, audio)
+    real = discriminator.apply({'params': disc_params}, batch['audio'])
     fake = discriminator.apply({'params': disc_params}, jax.lax.stop_gradient(decoded))
     return losses.discriminator_loss(real, fake).mean()
 
@@ -116,17 +141,17 @@ def gradients(params, disc_params, frozen, audio, rate, config, adversarial):
   return grads, disc_grads, metrics
 
 
-def accumulated(grad_fn, audio, rate, pieces):
-  """Mean of `grad_fn(audio, rate)` over equal pieces of the batch, one after another: a piece's memory."""
+def accumulated(grad_fn, batch, pieces):
+  """Mean of `grad_fn(batch)` over equal pieces of the batch, one after another: a piece's memory."""
   if pieces == 1:
-    return grad_fn(audio, rate)
+    return grad_fn(batch)
   # Piece i has clips i, i + pieces, ...: so a batch that is split over devices stays split in each piece.
-  cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), (audio, rate))
+  cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), batch)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                       jax.eval_shape(grad_fn, *jax.tree.map(lambda x: x[0], cut)))
+                       jax.eval_shape(grad_fn, jax.tree.map(lambda x: x[0], cut)))
 
   def add(total, piece):
-    return jax.tree.map(jnp.add, total, grad_fn(*piece)), None
+    return jax.tree.map(jnp.add, total, grad_fn(piece)), None
 
   total, _ = jax.lax.scan(add, zeros, cut)
   return jax.tree.map(lambda x: x / pieces, total)
@@ -138,7 +163,8 @@ def train_step(state: TrainState, frozen, batch, *, config, adversarial, axis_na
   Args:
     state: the training state.
     frozen: parameters of the emotion networks (see `teachers`).
-    batch: {'audio': `[batch, samples]`} of this device, or the whole of it where XLA splits it.
+    batch: {'audio': `[batch, samples]`} of this device, or the whole of it where XLA splits it; for a
+      source-filter decoder also 'f0' (Hz, above 0) and 'voiced' (1 or 0), `[batch, frames]`.
     config: the configuration; static.
     adversarial: static; False leaves the discriminator out of the program.
     axis_name: mapped axis to average over; None on one device and where XLA splits the program.
@@ -146,17 +172,20 @@ def train_step(state: TrainState, frozen, batch, *, config, adversarial, axis_na
   Returns:
     the new state and a dict of scalar metrics, the same on every device.
   """
-  audio = batch['audio']
+  clips = len(batch['audio'])
   devices = jax.lax.axis_size(axis_name) if axis_name else 1
   index = jax.lax.axis_index(axis_name) if axis_name else 0
-  # Rates are drawn for the global batch and sliced, so the number of devices changes nothing.
-  rates = draw_rates(config, jax.random.fold_in(state.rng, state.step), devices * len(audio))
-  rate = jax.lax.dynamic_slice_in_dim(rates, index * len(audio), len(audio))
+  rounding, true_pitch = schedules(config, state.step)
+  # Drawn for the global batch and sliced, so the number of devices changes nothing.
+  rng = jax.random.fold_in(state.rng, state.step)
+  drawn = {'rate': draw_rates(config, rng, devices * clips),
+           'follow': jax.random.bernoulli(jax.random.fold_in(rng, 2), true_pitch, (devices * clips,))}
+  batch = batch | {name: jax.lax.dynamic_slice_in_dim(x, index * clips, clips) for name, x in drawn.items()}
   mean = (lambda x: jax.lax.pmean(x, axis_name)) if axis_name else (lambda x: x)
 
-  grad_fn = functools.partial(gradients, state.params, state.disc_params, frozen, config=config,
-                              adversarial=adversarial)
-  grads, disc_grads, metrics = mean(accumulated(grad_fn, audio, rate, config.train.accumulate))
+  grad_fn = functools.partial(gradients, state.params, state.disc_params, frozen, rounding=rounding,
+                              config=config, adversarial=adversarial)
+  grads, disc_grads, metrics = mean(accumulated(grad_fn, batch, config.train.accumulate))
   updates, opt_state = make_optimizer(config, config.train.lr).update(
       grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
