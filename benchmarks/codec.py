@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from affectcodec_jax.models.dac import Decoder, Encoder
 from affectcodec_jax.models import source_filter
+from affectcodec_jax.models.dac import Decoder, Encoder
 from affectcodec_jax.models.lite import LiteEncoder
 from benchmarks.measure import in_turn, matmul_peak, rows, share_of_peak
 from benchmarks.peers import STRIDES, load_dac, make_dac
