@@ -5,14 +5,13 @@ docs/afc-format.md describes every byte. Needs only NumPy, neither JAX nor a mod
 
 from dataclasses import dataclass, replace
 import math
-import pathlib
 import struct
 import zlib
 
 import numpy as np
 
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import write_whole
+from affectcodec_jax.common.files import read_bytes, write_whole
 from affectcodec_jax.tokens import entropy
 
 MAGIC = b'AFCT'
@@ -158,7 +157,7 @@ def unpack(data: bytes, name='token file') -> Tokens:
 
 
 def write_tokens(path, tokens: Tokens):
-  """Writes a token file; it appears whole or not at all, and an older one stays on failure.
+  """Writes a token file, whole or not at all: an older one stays on failure. '-' is standard output.
 
   Raises:
     UserError: a value that the format cannot hold, or a place that cannot be written.
@@ -167,18 +166,12 @@ def write_tokens(path, tokens: Tokens):
 
 
 def read_tokens(path) -> Tokens:
-  """Reads a token file.
+  """Reads a token file; '-' is standard input.
 
   Raises:
     UserError: no such file, unreadable, or not intact.
   """
-  try:
-    data = pathlib.Path(path).read_bytes()
-  except FileNotFoundError as e:
-    raise UserError(f'{path}: no such file; check the path') from e
-  except OSError as e:
-    raise UserError(f'{path}: cannot be read ({e.strerror}); give an .afc token file') from e
-  return unpack(data, str(path))
+  return unpack(read_bytes(path), 'standard input' if path == '-' else str(path))
 
 
 def truncate_file(src, dst, stages):
