@@ -9,13 +9,14 @@ import jax
 import numpy as np
 
 from affectcodec_jax import audio as audio_lib
+from affectcodec_jax.common.arrays import as_array, check_number
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.config import load_config
 from affectcodec_jax.inference import release, weights
 from affectcodec_jax.inference.pieces import Inference
 from affectcodec_jax.inference.streaming import CHUNK, StreamDecoder, StreamEncoder
 from affectcodec_jax.models.codec import bits_per_stage, hop_length, init_params
-from affectcodec_jax.tokens.afc import Tokens
+from affectcodec_jax.tokens.afc import Tokens, find_problem
 
 
 def use_compilation_cache():
@@ -90,7 +91,7 @@ class Pretrained:
     Raises:
       UserError: not a rate of this codec.
     """
-    top = self.config.model.num_stages
+    top, kbps = self.config.model.num_stages, check_number(kbps, 'kbps')
     if kbps is None:
       return top
     stages = kbps / self.stage_kbps if math.isfinite(kbps) else 0.0
@@ -103,7 +104,8 @@ class Pretrained:
     """Encodes one utterance.
 
     Args:
-      audio: `[samples]` or `[samples, channels]`, float in [-1, 1] or signed integer PCM.
+      audio: `[samples]` or `[samples, channels]`, float in [-1, 1] or PCM of int16 or int32, of NumPy,
+        JAX or PyTorch (`common.arrays.to_mono`).
       sample_rate: its rate in Hz; other than 16000 is resampled.
       kbps: rate, e.g. 1.5, 3 or 6; None is the highest.
 
@@ -119,6 +121,8 @@ class Pretrained:
     Each comes out as it does by itself.
     """
     stages = self.num_stages(kbps)
+    if not isinstance(batch, int) or batch < 1:
+      raise UserError(f'batch of {batch!r} pieces: a whole number from 1 on')
     mono = [audio_lib.resample(audio_lib.to_mono(r), sample_rate, self.sample_rate) for r in recordings]
     gains = [audio_lib.level_gain(r) for r in mono]
     levelled = [r * np.float32(10 ** (gain / 20)) for r, gain in zip(mono, gains)]
@@ -175,10 +179,12 @@ class Pretrained:
       UserError: a value that cannot be, or a codec whose teacher has to hear a recording as a whole.
     """
     if utterance is not None:
-      utterance = np.asarray(utterance, np.float32)
+      utterance = as_array(utterance, 'utterance')
       width = self.config.model.adapter_dim if self.config.model.conditioning else 0
-      if utterance.shape != (width,):
-        raise UserError(f'utterance must be an embedding [{width}], got {list(utterance.shape)}')
+      if utterance.shape != (width,) or utterance.dtype.kind != 'f' or not np.isfinite(utterance).all():
+        raise UserError(f'utterance must be an embedding [{width}] of finite float, got {utterance.dtype} '
+                        f'{list(utterance.shape)}')
+      utterance = utterance.astype(np.float32)
     return StreamEncoder(self._inference, *jax.device_put((self.params, self.frozen)),
                          self.num_stages(kbps), chunk_frames, lookahead, gain_db, utterance)
 
@@ -196,7 +202,8 @@ class Pretrained:
       UserError: a value that cannot be.
     """
     return StreamDecoder(self._inference, jax.device_put(self.params), self.num_stages(kbps),
-                         2 ** bits_per_stage(self.config.model), chunk_frames, lookahead, gain_db)
+                         2 ** bits_per_stage(self.config.model), chunk_frames, lookahead, gain_db,
+                         self.config.model.num_stages)
 
   def _checked(self, tokens, kbps):
     """(codes of the stages asked for, samples, gain in dB) of what `decode` takes."""
@@ -210,9 +217,11 @@ class Pretrained:
       if theirs != ours:
         raise UserError(f'these tokens say {theirs} (sample rate, hop length, bits a code) and name this '
                         f'codec, whose are {ours}; they are damaged, encode again')
-      codes, samples, gain = tokens.codes, tokens.num_samples, tokens.gain_db
+      if problem := find_problem(tokens):
+        raise UserError(f'these tokens cannot be decoded: {problem}; encode again')
+      codes, samples, gain = np.asarray(tokens.codes), tokens.num_samples, tokens.gain_db
     else:
-      codes = np.asarray(tokens)
+      codes = as_array(tokens, 'tokens')
       if not np.issubdtype(codes.dtype, np.integer):
         raise UserError(f'tokens must be integers, got {codes.dtype}')
       samples, gain = codes.shape[0] * self.hop_length, 0.0

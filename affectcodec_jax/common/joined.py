@@ -56,7 +56,7 @@ def find_parts(file):
 
 
 def damaged_pages(file):
-  """How many parts of an open Ogg file are damaged; decoders pass them over without a word. 0 for others."""
+  """How many parts of an open Ogg file are damaged; decoders pass them over. 0 for other files."""
   file.seek(0)
   if file.read(4) != b'OggS':
     return 0

@@ -85,9 +85,7 @@ def pack(tokens: Tokens) -> bytes:
   if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
     raise UserError(f'codes must be integers [frames, stages], got {codes.dtype} {codes.shape}')
   frames, stages = codes.shape
-  problem = _problem(stages, tokens.bits_per_code, tokens.hop_length, tokens.sample_rate, frames,
-                     tokens.num_samples, tokens.gain_db)
-  if problem:
+  if problem := find_problem(tokens):
     raise UserError(f'cannot pack tokens: {problem}')
   if len(tokens.fingerprint) != 8:
     raise UserError(f'the model fingerprint must be 8 bytes, got {len(tokens.fingerprint)}')
@@ -177,6 +175,18 @@ def read_tokens(path) -> Tokens:
 def truncate_file(src, dst, stages):
   """Writes the first `stages` stages of the token file `src` to `dst`. Needs no model."""
   write_tokens(dst, read_tokens(src).truncate(stages))
+
+
+def find_problem(tokens: Tokens):
+  """Why `tokens` cannot be, in words, or None; codes are not looked at beyond their shape."""
+  shape = np.shape(tokens.codes)
+  if len(shape) != 2:
+    return f'codes of shape {list(shape)}, not [frames, stages]'
+  try:
+    return _problem(shape[1], tokens.bits_per_code, tokens.hop_length, tokens.sample_rate, shape[0],
+                    tokens.num_samples, tokens.gain_db)
+  except TypeError as e:
+    return f'a field is no number ({e})'
 
 
 def _problem(stages, bits, hop, rate, frames, samples, gain_db):
