@@ -191,10 +191,11 @@ def train(config, workdir, init_from=None):
       preempted = config.train.distributed and manager.reached_preemption(step)
       if preempted or stop:
         checkpoint(step)
+        checkpoints.finish(manager)
         say(f'stopped at step {step}; the same command continues from there')
         break
   finally:
-    manager.wait_until_finished()
+    checkpoints.finish(manager)
     if writer:
       writer.close()
   say(f'checkpoint: {manager.directory}/{manager.latest_step()}')

@@ -63,8 +63,8 @@ def test_torch_tensors():
     ([0, 100, -100] * 100, 'samples are int64'),
     (np.zeros(100, np.int64), 'int64'), (np.zeros(100, np.uint16), 'uint16'), (np.zeros(100, bool), 'bool'),
     (SOUND + 0j, 'complex64'), (np.array(['a', 'b']), '<U1'), (np.array([1.0, None]), 'object'),
-    ([[1.0, 2.0], [3.0]], 'not an array'), (0.5, r'shape \[\]'), (np.zeros(0), 'no samples'), (None, 'object'),
-    (np.array([0.0, np.nan]), 'NaN'), ({'array': SOUND}, 'object'), ('in.wav', '<U6'),
+    ([[1.0, 2.0], [3.0]], 'not an array'), (0.5, r'shape \[\]'), (np.zeros(0), 'no samples'),
+    (None, 'object'), (np.array([0.0, np.nan]), 'NaN'), ({'array': SOUND}, 'object'), ('in.wav', '<U6'),
     (np.ma.masked_less(SOUND, 0), 'masked')])
 def test_a_guess_is_refused(audio, message):
   with pytest.raises(UserError, match=message):
@@ -85,7 +85,8 @@ def test_sample_rates_that_are_none(codec, bad):
 
 @pytest.mark.parametrize('field, value', [
     ('gain_db', float('nan')), ('gain_db', float('inf')), ('gain_db', 'x'), ('gain_db', 1e4),
-    ('num_samples', 10 ** 6), ('num_samples', 'x'), ('codes', np.zeros(5, np.int32)), ('codes', np.full((5, 3), -1))])
+    ('num_samples', 10 ** 6), ('num_samples', 'x'), ('codes', np.zeros(5, np.int32)),
+    ('codes', np.full((5, 3), -1))])
 def test_tokens_that_cannot_be(codec, tokens, field, value):
   """`gain_db` NaN decoded to NaN."""
   with pytest.raises(UserError):

@@ -147,11 +147,16 @@ def write_shard(path, clips):
 
 
 def _write_arrayrecord(path, clips):
-  from array_record.python.array_record_module import ArrayRecordWriter
+  from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
   writer = ArrayRecordWriter(str(path), 'group_size:1')  # any clip is read without its neighbours
   for clip in clips:
     writer.write(write_record(clip))
   writer.close()
+  reader = ArrayRecordReader(str(path))  # it does not tell of a full disk: what is missing shows here
+  found = reader.num_records()
+  reader.close()
+  if found != len(clips):
+    raise RuntimeError(f'{found} of {len(clips)} records were written; is the disk full?')
 
 
 def require_parquet():
