@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 import pathlib
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 from affectcodec_jax import audio as audio_lib
 from affectcodec_jax.common.arrays import as_array, check_number
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.places import cache_folder, require_device
 from affectcodec_jax.config import load_config
 from affectcodec_jax.inference import release, weights
 from affectcodec_jax.inference.pieces import Inference
@@ -22,8 +22,9 @@ from affectcodec_jax.tokens.afc import Tokens, find_problem
 def use_compilation_cache():
   """Keeps compiled programs in the user's cache folder, so that a second start is quick."""
   if jax.config.jax_compilation_cache_dir is None:
-    root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'affectcodec_jax', 'jax'))
+    folder = cache_folder('jax')
+    if folder:
+      jax.config.update('jax_compilation_cache_dir', folder)
 
 
 def load(path='pretrained'):
@@ -40,6 +41,7 @@ def load(path='pretrained'):
     UserError: no codec there, no sound checkpoint, or one that does not fit its configuration.
   """
   use_compilation_cache()
+  require_device()
   path = weights.PACKAGED if path == 'pretrained' else pathlib.Path(path)
   if not path.is_dir():
     raise UserError(f'{path}: no such folder; give the workdir of a training run, or leave it out for the '

@@ -44,7 +44,7 @@ def read_audio(path, start=0.0, seconds=None, pipes=True):
   with open_sound(path, pipes) as file:
     # In blocks, resampled one by one: neither does the length that a header promises have to be true, nor
     # do hours at a high rate have to fit into memory.
-    for block, block_rate in read_blocks(file, name, start):
+    for block, block_rate in read_blocks(file, name, start, seconds):
       if stream and block_rate != rate:
         out.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
       if stream is None or block_rate != rate:

@@ -134,6 +134,8 @@ def train(config, workdir, init_from=None):
       weights.save_params(own[name], frozen[name])
   if chief:
     config_lib.save_config(workdir / 'config.json', config)
+    if changed := pipeline.data_changed(workdir, source):
+      say(f'warning: {changed}')
   frozen_copies = devices.place(frozen)
   state = devices.place(state)
 

@@ -66,12 +66,18 @@ def open_sound(path, pipes=True):
     yield file
 
 
-def read_blocks(file, name, start=0.0):
+def read_blocks(file, name, start=0.0, seconds=None):
   """Yields (mono float32 `[samples]`, rate in Hz) of an opened file from `start` seconds on.
+
+  `seconds` is how much will be taken, if not all: then a file need not be looked through for joined ones.
 
   Raises:
     UserError: not audio, or of a rate that no recording has.
   """
+  size = os.fstat(file.fileno()).st_size
+  if seconds is not None and (_header_seconds(file, (0, size), name) or 0) >= start + seconds:
+    yield from _decode(file, (0, size), name, start)
+    return
   parts = find_parts(file)
   if not start and (damaged := damaged_pages(file)):
     logging.warning('%s: damaged in %d places, where there is silence or nothing now', name, damaged)
@@ -82,24 +88,23 @@ def read_blocks(file, name, start=0.0):
 
 
 def duration(file, name):
-  """Seconds by the headers; decoded and counted where they do not say.
+  """Seconds by the header, which of joined files is the first's; decoded and counted where it does not say.
 
   Raises:
     UserError: as `read_blocks`.
   """
-  total = 0.0
-  for part in find_parts(file):
-    sound = _open_sndfile(file, part)
-    if sound:
-      with sound:
-        known = sound.frames / check_rate(sound.samplerate, name)
-    else:
-      with _open_ffmpeg(file, part, name) as container:
-        known = container.duration / 1e6 if container.duration and container.duration > 0 else None
-    if known is None:
-      known = sum(len(block) / rate for block, rate in _decode(file, part, name))
-    total += known
-  return total
+  known = _header_seconds(file, (0, os.fstat(file.fileno()).st_size), name)
+  return sum(len(block) / rate for block, rate in read_blocks(file, name)) if known is None else known
+
+
+def _header_seconds(file, part, name):
+  sound = _open_sndfile(file, part)
+  if sound:
+    with sound:
+      return sound.frames / check_rate(sound.samplerate, name)
+  with _open_ffmpeg(file, part, name) as container:
+    check_rate(container.streams.audio[0].rate, name)
+    return container.duration / 1e6 if container.duration and container.duration > 0 else None
 
 
 def check_rate(rate, name='audio'):

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import sys
+import traceback
 
 
 class UserError(Exception):
@@ -27,6 +28,12 @@ def run_command(command):
     return status
   except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
     print(f'error: {e}', file=sys.stderr)
+    return 2
+  except (RuntimeError, AssertionError) as e:
+    if not traceback.extract_tb(e.__traceback__)[-1].filename.endswith('xla_bridge.py'):
+      raise  # JAX looks for its devices there
+    from affectcodec_jax.common.places import no_device
+    print(f'error: {no_device(e)}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('stopped', file=sys.stderr)

@@ -5,13 +5,18 @@ str, 'name': str}`, or None for one that cannot be read. Item i of epoch e is cr
 a generator seeded with (seed, e, i), so a run can be repeated and resumed exactly.
 """
 
+import logging
+import pathlib
+
 from absl import flags
 import grain
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE, level_gain
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import parse_json, write_json
 
+_SILENCE = 1e-6  # a peak below this, 26 dB under the last bit of 16
 _LONG_SECONDS = 30.0  # of longer files only a window this long is read
 
 
@@ -40,14 +45,17 @@ class _Read(grain.transforms.RandomMap):
 
   def __init__(self, source, crop_samples, gain_db):
     self.source, self.crop_samples, self.gain_db = source, crop_samples, gain_db
-    self.misses = 0
+    self.misses, self.silent = 0, set()
 
   def random_map(self, index, rng):
     item = self._read(index, rng)
-    if item is None or len(item['audio']) == 0:
+    if item is not None and self._is_silent(index, item['audio']):
+      item = None
+    if item is None:
       self.misses += 1
       if self.misses >= 2 * len(self.source) + 8:  # a whole epoch and more of nothing
-        raise UserError(f'{self.misses} items in a row could not be read; is the data still there?')
+        raise UserError(f'{self.misses} items in a row could not be read, or are digital silence; '
+                        'is the data still there?')
       return None
     self.misses = 0
     audio, n = item['audio'], self.crop_samples
@@ -58,11 +66,22 @@ class _Read(grain.transforms.RandomMap):
       audio = np.pad(audio, (before, n - len(audio) - before))
     else:
       start = int(rng.integers(0, len(audio) - n + 1))
+      if not np.abs(audio[start:start + n]).max() > _SILENCE:  # its gradients would have no bounds
+        start = min(int(np.abs(audio).argmax()), len(audio) - n)
       audio = audio[start:start + n]
     peak = np.abs(audio).max()
     if peak > 1:
       audio = audio / peak
     return {'audio': np.ascontiguousarray(audio, np.float32), 'emotion': np.int32(item['emotion'])}
+
+  def _is_silent(self, index, audio):
+    """Whether there is no sound at all; told the first time."""
+    if len(audio) and np.abs(audio).max() > _SILENCE:
+      return False
+    if index not in self.silent:
+      self.silent.add(index)
+      logging.warning('left out: item %d is digital silence', index)
+    return True
 
   def _read(self, index, rng):
     duration = getattr(self.source, 'duration', None)
@@ -106,6 +125,22 @@ def make_iterator(source, *, batch_size, crop_samples, seed, gain_db, num_worker
       flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
   return iter(dataset)
+
+
+def data_changed(workdir, source):
+  """Notes in `workdir`/data.json what a run trains on; says how it differs from the note there, or None."""
+  digest = source.digest() if hasattr(source, 'digest') else ''
+  path, note = pathlib.Path(workdir) / 'data.json', {'clips': len(source), 'sha256': digest}
+  try:
+    before = parse_json(path.read_bytes())
+    clips, old = before['clips'], before['sha256']
+  except (OSError, ValueError, KeyError, TypeError):  # a new run, or one of an older version
+    clips, old = note['clips'], digest
+  write_json(path, note)
+  if (clips, old) == (note['clips'], digest):
+    return None
+  return (f'the training data is not what it was in this run before: {clips} clips then, {len(source)} now'
+          + ('' if clips != len(source) else ', of other names, lengths or labels'))
 
 
 def eval_clips(source, count, max_seconds):

@@ -16,6 +16,7 @@ import safetensors.numpy
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import write_whole
 from affectcodec_jax.emotion.teachers import make_student, make_teacher
+from affectcodec_jax.models.codec import init_params
 
 PACKAGED = pathlib.Path(__file__).parents[1] / 'pretrained'
 PACKAGED_TEACHER = PACKAGED / 'teacher.safetensors'
@@ -38,10 +39,34 @@ def load_params(path):
   if not os.path.exists(path):
     raise UserError(f'{path}: no such file')
   try:
-    flat = safetensors.numpy.load_file(path)
-  except (safetensors.SafetensorError, OSError) as e:
-    raise UserError(f'{path}: not a readable safetensors file ({e})') from e
-  return traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in flat.items()}, sep='/')
+    # The names of some types are not NumPy's: KeyError.
+    flat = {k: v.astype(np.float32) for k, v in safetensors.numpy.load_file(path).items()}
+  except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
+    raise UserError(f'{path}: not a readable safetensors file ({e}); copy it again') from e
+  for name in flat:
+    parts = name.split('/')
+    if not all(parts) or any('/'.join(parts[:i]) in flat for i in range(1, len(parts))):
+      raise UserError(f'{path}: tensor names clash at {name!r}; copy the file again')
+  bad = [name for name, value in flat.items() if not np.isfinite(value).all()]
+  if bad:
+    raise UserError(f'{path}: {len(bad)} of {len(flat)} tensors hold NaN or infinite values, {bad[0]} is '
+                    'one; copy the file again, or train from an earlier checkpoint')
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def check_codec(config, params, path):
+  """Refuses parameters of another network than `config` describes.
+
+  Raises:
+    UserError: names the first parameter that is absent or of another shape.
+  """
+  init = lambda rng: init_params(config, rng)[0]
+  try:
+    shapes = jax.eval_shape(init, jax.random.PRNGKey(0))
+  except Exception as e:  # whatever Flax and JAX make of sizes that do not fit one another
+    reason = ' '.join(str(e).split())[:200]
+    raise UserError(f'{path}: its configuration makes no network ({type(e).__name__}: {reason})') from e
+  _check_shapes(path, params, shapes, 'the codec that its configuration describes')
 
 
 def load_teacher(config, path=''):
@@ -73,7 +98,9 @@ def load_student(config, path):
   params = load_params(path)
   try:
     network = make_student(params)
-  except (KeyError, TypeError, IndexError) as e:
+    if network.depth < 1:
+      raise ValueError('no layers')
+  except (KeyError, TypeError, IndexError, AttributeError, ValueError) as e:
     raise UserError(f'{path}: not a student; make one with python -m affectcodec_jax.emotion.distil') from e
   if network.dim != config.teacher.dim:
     raise UserError(f'{path}: a student of features {network.dim} wide, but teacher.dim='
