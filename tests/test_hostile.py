@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 import zipfile
 
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -78,7 +79,7 @@ def schema_only(path):
   from affectcodec_jax import schemas
   card = schemas.read(path / release.CONFIG, schemas.Card, 'x')
   try:
-    config_lib.check_model(release.ConfigDict(card['config']))
+    config_lib.check_model(ConfigDict(card['config']))
   except UserError as e:
     raise UserError(f'{path}: {e}') from e
 
@@ -110,7 +111,8 @@ def test_a_fingerprint_that_fits_other_shapes(codec):
   """Files made to fit one another, but no network: it was ScopeParamShapeError when first used."""
   card = json.loads((codec / release.CONFIG).read_text())
   card['config']['model']['adapter_kernel'] = 7
-  params, frozen = weights.load_params(codec / release.CODEC), weights.load_params(codec / 'teacher.safetensors')
+  params = weights.load_params(codec / release.CODEC)
+  frozen = weights.load_params(codec / 'teacher.safetensors')
   card['fingerprint'] = weights.fingerprint(card['config']['model'], params, {'teacher': frozen}).hex()
   (codec / release.CONFIG).write_text(json.dumps(card))
   with pytest.raises(UserError, match='not the codec that its configuration describes'):
@@ -156,8 +158,9 @@ def test_a_missing_tensor_is_named(codec):
     release.load(codec)
 
 
-@pytest.mark.parametrize('levels', ['{"emotion": [2], "acoustic": [0]}', DEEP, '{"emotion": [1000000000]}', '[]',
-                                    '{"emotion": [2, 2, 2], "acoustic": ["x"]}'])
+@pytest.mark.parametrize('levels', [
+    '{"emotion": [2], "acoustic": [0]}', DEEP, '{"emotion": [1000000000]}', '[]',
+    '{"emotion": [2, 2, 2], "acoustic": ["x"]}'])
 def test_a_predictor_that_is_none(tmp_path, levels):
   about = {'emotions': ' '.join(token_emotion.EMOTIONS), 'levels': levels, 'fingerprint': '00' * 8}
   for name in ('2/both', '-1/both', '100000000/both', 'x', '2/x'):
@@ -166,20 +169,14 @@ def test_a_predictor_that_is_none(tmp_path, levels):
       token_emotion.load(tmp_path / 'p')
 
 
-class Call:
-  """Pickles as a call of a function of PyTorch."""
-
-  def __init__(self, args):
-    self.args = args
-
-
 def checkpoint(path, size, stride, floats=4, times=1, compression=zipfile.ZIP_STORED):
   """A PyTorch checkpoint with tensors of this size over one storage, written by hand."""
   def p(value):
     return pickle.dumps(value, 2)[2:-1]
 
-  tensor = (b'ctorch._utils\n_rebuild_tensor_v2\n(' + b'(X\x07\0\0\0storage' b'ctorch\nFloatStorage\n' b'X\x01\0\0\x000'
-            b'X\x03\0\0\0cpu' + p(floats) + b'tQ' + p(0) + p(tuple(size)) + p(tuple(stride)) + b'\x89' b'}' b'tR')
+  storage = (b'(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu' + p(floats) + b'tQ')
+  tensor = (b'ctorch._utils\n_rebuild_tensor_v2\n(' + storage + p(0) + p(tuple(size)) + p(tuple(stride))
+            + b'\x89}tR')
   items = b''.join(b'X\x02\0\0\0' + f'{i:02d}'.encode() + tensor for i in range(times))
   with zipfile.ZipFile(path, 'w', compression) as archive:
     archive.writestr('a/data.pkl', b'\x80\x02}(' + items + b'u.')
@@ -211,7 +208,8 @@ def test_the_file_server_outlives_bad_requests():
   """`GET /%` ended it."""
   if not shutil.which('node'):
     pytest.skip('needs node')
-  server = subprocess.Popen(['node', str(ROOT / 'web' / 'serve.js'), '0'], stdout=subprocess.PIPE, text=True)
+  command = ['node', str(ROOT / 'web' / 'serve.js'), '0']
+  server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
   try:
     url = server.stdout.readline().strip()
     for path in ('%', '%ff', '..%2f..%2fserve.js', '//', '%00', 'a' * 5000, 'none'):

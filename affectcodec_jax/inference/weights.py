@@ -41,7 +41,7 @@ def load_params(path):
   try:
     # The names of some types are not NumPy's: KeyError.
     flat = {k: v.astype(np.float32) for k, v in safetensors.numpy.load_file(path).items()}
-  except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
+  except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as e:
     raise UserError(f'{path}: not a readable safetensors file ({e}); copy it again') from e
   for name in flat:
     parts = name.split('/')

@@ -166,5 +166,6 @@ def load(path=None):
     if not weights:
       raise ValueError('no weights')
     return Predictor(bytes.fromhex(about['fingerprint']), levels, dict(sorted(weights.items())))
-  except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as e:
+  except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError,
+          AttributeError) as e:
     raise UserError(f'{path}: not a predictor of emotion from tokens ({e}); {HOW_TO_MAKE}') from e
