@@ -198,6 +198,14 @@ def test_a_small_checkpoint_asks_for_no_memory(tmp_path, size, stride, times):
     read_checkpoint(path)
 
 
+def test_a_pickle_asks_for_no_memory(tmp_path):
+  """Found by fuzzing: a place of high number for a value takes 16 bytes for every number before it."""
+  with zipfile.ZipFile(tmp_path / 'a.pt', 'w') as archive:
+    archive.writestr('a/data.pkl', b'\x80\x02}r\xff\xff\xff\x7f.')
+  with pytest.raises(UserError, match='damaged .ValueError: a place for 2147483647 values'):
+    read_checkpoint(tmp_path / 'a.pt')
+
+
 def test_a_compressed_checkpoint_is_refused(tmp_path):
   path = checkpoint(tmp_path / 'a.pt', (10 ** 6,), (1,), 10 ** 6, compression=zipfile.ZIP_DEFLATED)
   with pytest.raises(UserError, match='compressed'):

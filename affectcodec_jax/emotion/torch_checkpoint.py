@@ -5,9 +5,11 @@ those that rebuild tensors are known, and every other name becomes a placeholder
 """
 
 import collections
+import io
 import math
 import os
 import pickle
+import pickletools
 import zipfile
 
 import ml_dtypes
@@ -65,8 +67,9 @@ def read_checkpoint(path):
       if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(
           e.file_size for e in entries) > size:
         raise UserError(f'{path}: compressed, as PyTorch writes no checkpoint; save it again with PyTorch')
-      with archive.open(names[0]) as f:
-        return _Reader(f, archive, names[0].removesuffix('data.pkl'), size).load()
+      data = archive.read(names[0])
+      _check_places(data)
+      return _Reader(io.BytesIO(data), archive, names[0].removesuffix('data.pkl'), size).load()
   except FileNotFoundError as e:
     raise UserError(f'{path}: no such file') from e
   except OSError as e:
@@ -77,6 +80,13 @@ def read_checkpoint(path):
     if isinstance(e, UserError):
       raise
     raise UserError(f'{path}: damaged ({type(e).__name__}: {e}); fetch it again') from e
+
+
+def _check_places(data):
+  """Raises ValueError where a value has a place beyond the length of the pickle: all before it are made."""
+  for code, argument, _ in pickletools.genops(data):
+    if code.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > len(data):
+      raise ValueError(f'a place for {argument} values')
 
 
 def _what(start):
