@@ -125,6 +125,8 @@ def read(path, schema, advice):
   """
   try:
     value = parse_json(read_bytes(path))
+  except UserError as e:
+    raise UserError(f'{str(e).removesuffix("; check the path")}; {advice}') from e
   except ValueError as e:
     raise UserError(f'{path}: not JSON ({" ".join(str(e).split())[:100]}); {advice}') from e
   try:

@@ -33,11 +33,13 @@ def _run(args):
 
   import numpy as np
 
+  from affectcodec_jax.common.files import check_file
   from affectcodec_jax.emotion.teachers import EMOTION2VEC
   from affectcodec_jax.emotion.torch_checkpoint import read_checkpoint
   from affectcodec_jax.inference import weights
   if os.path.realpath(args.checkpoint) == os.path.realpath(args.output):
     raise UserError(f'{args.output}: input and output are the same file')
+  check_file(args.output)
   state, left_out = find_state(read_checkpoint(args.checkpoint), args.checkpoint)
   params, heads = convert_state(state, args.checkpoint)
   weights.save_params(args.output, params, np.float16 if args.float16 else np.float32)
