@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 import pathlib
 
 import jax
@@ -10,13 +9,15 @@ import numpy as np
 
 from affectcodec_jax import audio as audio_lib
 from affectcodec_jax.common import packaged
+from affectcodec_jax.common.arrays import as_array, check_number
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.places import cache_folder, no_device
 from affectcodec_jax.config import load_config
 from affectcodec_jax.inference import release, weights
 from affectcodec_jax.inference.pieces import Inference
 from affectcodec_jax.inference.streaming import CHUNK, StreamDecoder, StreamEncoder
 from affectcodec_jax.models.codec import bits_per_stage, hop_length, init_params
-from affectcodec_jax.tokens.afc import Tokens
+from affectcodec_jax.tokens.afc import Tokens, find_problem
 
 # Packaged codecs of earlier releases, by fingerprint.
 EARLIER = {'77190692d28a413d': '0.1.0'}
@@ -25,8 +26,9 @@ EARLIER = {'77190692d28a413d': '0.1.0'}
 def use_compilation_cache():
   """Keeps compiled programs in the user's cache folder, so that a second start is quick."""
   if jax.config.jax_compilation_cache_dir is None:
-    root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'affectcodec_jax', 'jax'))
+    folder = cache_folder('jax')
+    if folder:
+      jax.config.update('jax_compilation_cache_dir', folder)
 
 
 def load(path='pretrained'):
@@ -43,6 +45,10 @@ def load(path='pretrained'):
     UserError: no codec there, no sound checkpoint, or one that does not fit its configuration.
   """
   use_compilation_cache()
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as e:  # JAX knows 'cuda' without its plugin: an assertion fails
+    raise UserError(no_device(e)) from e
   path = packaged.FOLDER if path == 'pretrained' else pathlib.Path(path)
   if not path.is_dir():
     raise UserError(f'{path}: no such folder; give the workdir of a training run, or leave it out for the '
@@ -94,7 +100,7 @@ class Pretrained:
     Raises:
       UserError: not a rate of this codec.
     """
-    top = self.config.model.num_stages
+    top, kbps = self.config.model.num_stages, check_number(kbps, 'kbps')
     if kbps is None:
       return top
     stages = kbps / self.stage_kbps if math.isfinite(kbps) else 0.0
@@ -107,7 +113,8 @@ class Pretrained:
     """Encodes one utterance.
 
     Args:
-      audio: `[samples]` or `[samples, channels]`, float in [-1, 1] or signed integer PCM.
+      audio: `[samples]` or `[samples, channels]`, float in [-1, 1] or PCM of int16 or int32, of NumPy,
+        JAX or PyTorch (`common.arrays.to_mono`).
       sample_rate: its rate in Hz; other than 16000 is resampled.
       kbps: rate, e.g. 1.5, 3 or 6; None is the highest.
 
@@ -123,6 +130,8 @@ class Pretrained:
     Each comes out as it does by itself.
     """
     stages = self.num_stages(kbps)
+    if not isinstance(batch, int) or batch < 1:
+      raise UserError(f'batch of {batch!r} pieces: a whole number from 1 on')
     mono = [audio_lib.resample(audio_lib.to_mono(r), sample_rate, self.sample_rate) for r in recordings]
     gains = [audio_lib.level_gain(r) for r in mono]
     levelled = [r * np.float32(10 ** (gain / 20)) for r, gain in zip(mono, gains)]
@@ -179,10 +188,12 @@ class Pretrained:
       UserError: a value that cannot be, or a codec whose teacher has to hear a recording as a whole.
     """
     if utterance is not None:
-      utterance = np.asarray(utterance, np.float32)
+      utterance = as_array(utterance, 'utterance')
       width = self.config.model.adapter_dim if self.config.model.conditioning else 0
-      if utterance.shape != (width,):
-        raise UserError(f'utterance must be an embedding [{width}], got {list(utterance.shape)}')
+      if utterance.shape != (width,) or utterance.dtype.kind != 'f' or not np.isfinite(utterance).all():
+        raise UserError(f'utterance must be an embedding [{width}] of finite float, got {utterance.dtype} '
+                        f'{list(utterance.shape)}')
+      utterance = utterance.astype(np.float32)
     return StreamEncoder(self._inference, *jax.device_put((self.params, self.frozen)),
                          self.num_stages(kbps), chunk_frames, lookahead, gain_db, utterance)
 
@@ -200,7 +211,8 @@ class Pretrained:
       UserError: a value that cannot be.
     """
     return StreamDecoder(self._inference, jax.device_put(self.params), self.num_stages(kbps),
-                         2 ** bits_per_stage(self.config.model), chunk_frames, lookahead, gain_db)
+                         2 ** bits_per_stage(self.config.model), chunk_frames, lookahead, gain_db,
+                         self.config.model.num_stages)
 
   def _checked(self, tokens, kbps):
     """(codes of the stages asked for, samples, gain in dB) of what `decode` takes."""
@@ -217,9 +229,11 @@ class Pretrained:
       if theirs != ours:
         raise UserError(f'these tokens say {theirs} (sample rate, hop length, bits a code) and name this '
                         f'codec, whose are {ours}; they are damaged, encode again')
-      codes, samples, gain = tokens.codes, tokens.num_samples, tokens.gain_db
+      if problem := find_problem(tokens):
+        raise UserError(f'these tokens cannot be decoded: {problem}; encode again')
+      codes, samples, gain = np.asarray(tokens.codes), tokens.num_samples, tokens.gain_db
     else:
-      codes = np.asarray(tokens)
+      codes = as_array(tokens, 'tokens')
       if not np.issubdtype(codes.dtype, np.integer):
         raise UserError(f'tokens must be integers, got {codes.dtype}')
       samples, gain = codes.shape[0] * self.hop_length, 0.0

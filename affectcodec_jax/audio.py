@@ -3,83 +3,74 @@
 Everything inside the codec is mono float32 in [-1, 1] at `SAMPLE_RATE`.
 """
 
-import math
-import os
+import io
+import logging
 import pathlib
 
 import numpy as np
 import soundfile
 import soxr
 
+from affectcodec_jax.common.arrays import to_mono
+from affectcodec_jax.common.audio_reader import check_rate, open_sound, read_blocks
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import whole
+from affectcodec_jax.common.files import check_length, whole, write_output
 
 SAMPLE_RATE = 16000
 # Active level the codec works at. Speech has a crest factor of 15–20 dB, so its peaks stay below 1.
 TARGET_DB = -24.0
 _GATE_DB = 30.0  # frames this far below the loudest one count as pauses
 _GATE_FRAME = 320  # samples
+_OVERLOAD = 2.0  # beyond twice full scale sound is lowered; less than that is clipped
+_BLOCK = 1 << 16  # samples that are written at once
+_FORMATS = {'.wav': ('WAV',), '.flac': ('FLAC',), '.ogg': ('OGG',), '.opus': ('OGG', 'OPUS'),
+            '.mp3': ('MP3',)}
 
 
-def read_audio(path, start=0.0, seconds=None):
-  """Reads a WAV, FLAC, OGG or MP3 file as mono float32 `[samples]` at 16 kHz.
+def read_audio(path, start=0.0, seconds=None, pipes=True):
+  """Reads a file of any common format as mono float32 `[samples]` at 16 kHz; '-' is standard input.
 
   Args:
     path: the file.
     start: seconds to skip.
     seconds: seconds to read, or None for the rest of the file.
+    pipes: whether it may be a pipe: a data set has none.
 
   Raises:
     UserError: no such file, not audio, empty, or with samples that are not finite.
   """
-  if not os.path.exists(path):
-    raise UserError(f'{path}: no such file')
-  try:
-    with soundfile.SoundFile(path) as f:
-      f.seek(int(start * f.samplerate))
-      limit = math.inf if seconds is None else int(seconds * f.samplerate)
-      # In blocks, made mono and resampled one by one: neither does the number of samples that a header
-      # promises have to be true, nor do hours at a high rate have to fit into memory.
-      stream = soxr.ResampleStream(f.samplerate, SAMPLE_RATE, 1) if f.samplerate != SAMPLE_RATE else None
-      blocks, count = [], 0
-      while count < limit and (block := f.read(min(1 << 20, limit - count), dtype='float32',
-                                               always_2d=True)).size:
-        count += len(block)
-        mono = block.mean(axis=1)  # [samples, channels] -> [samples]
-        blocks.append(stream.resample_chunk(mono) if stream else mono)
-      if stream and count:
-        blocks.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
-      native_rate = f.samplerate
-  except (soundfile.SoundFileError, RuntimeError, OSError, ValueError, MemoryError) as e:
-    reason = str(e).split(': ')[-1].rstrip('.')
-    raise UserError(f'{path}: not a readable audio file ({reason}); give WAV, FLAC, OGG or MP3') from e
-  audio = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-  if count and not audio.size:
-    raise UserError(f'{path}: {count} samples at {native_rate} Hz are too short to resample')
-  return to_mono(audio, path)
+  name = 'standard input' if path == '-' else path
+  out, stream, read, rate = [], None, 0.0, SAMPLE_RATE
+  with open_sound(path, pipes) as file:
+    # In blocks, resampled one by one: neither does the length that a header promises have to be true, nor
+    # do hours at a high rate have to fit into memory.
+    for block, block_rate in read_blocks(file, name, start, seconds):
+      if stream and block_rate != rate:
+        out.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+      if stream is None or block_rate != rate:
+        rate, stream = block_rate, _resampler(block_rate)
+      if seconds is not None:
+        block = block[:max(round((seconds - read) * rate), 0)]
+      read += len(block) / rate
+      out.append(stream.resample_chunk(block) if stream else block)
+      if seconds is not None and read >= seconds - 0.5 / rate:
+        break
+  if stream:
+    out.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+  audio = np.concatenate(out) if out else np.zeros(0, np.float32)
+  if read and not audio.size:
+    raise UserError(f'{name}: {read:.4f} s at {rate} Hz are too short to resample')
+  return to_mono(audio, name)
 
 
-def to_mono(audio, name='audio'):
-  """Averages `[samples]` or `[samples, channels]` to finite, non-empty float32 `[samples]`."""
-  audio = np.asarray(audio)
-  if np.issubdtype(audio.dtype, np.integer):
-    audio = audio / float(np.iinfo(audio.dtype).max + 1)
-  audio = audio.astype(np.float32, copy=False)
-  if audio.ndim == 2:
-    audio = audio.mean(axis=1)  # [samples, channels] -> [samples]
-  if audio.ndim != 1:
-    raise UserError(f'{name}: expected [samples] or [samples, channels], got shape {audio.shape}')
-  if audio.size == 0:
-    raise UserError(f'{name}: holds no samples')
-  if not np.isfinite(audio).all():
-    raise UserError(f'{name}: holds samples that are NaN or infinite')
-  return audio
+def _resampler(rate):
+  return soxr.ResampleStream(rate, SAMPLE_RATE, 1) if rate != SAMPLE_RATE else None
 
 
 def resample(audio, from_rate, to_rate, name='audio'):
   """Resamples `[samples]` from `from_rate` to `to_rate`, both in Hz (soxr HQ)."""
-  if not (0 < from_rate < math.inf and 0 < to_rate < math.inf):
-    raise UserError(f'sample rate must be positive, got {from_rate} and {to_rate}')
+  check_rate(from_rate, name)
+  check_rate(to_rate, name)
   if from_rate == to_rate:
     return audio
   resampled = soxr.resample(audio, from_rate, to_rate).astype(np.float32)
@@ -89,31 +80,90 @@ def resample(audio, from_rate, to_rate, name='audio'):
 
 
 def write_audio(path, audio):
-  """Writes mono float `[samples]` at 16 kHz, as 16-bit PCM where the format has it.
+  """Writes mono float `[samples]` at 16 kHz, as 16-bit PCM where the format has it; '-' is standard output.
 
-  The file appears whole or not at all.
+  The file appears whole or not at all. Sound far above full scale is lowered, with a warning, not clipped.
 
   Raises:
-    UserError: the format is unknown or the folder cannot be written.
+    UserError: the format is unknown or the file cannot be written.
   """
+  peak = np.abs(audio).max(initial=0.0)
+  if peak > _OVERLOAD:
+    down = 20 * np.log10(peak) + 0.1
+    logging.warning('%s: the sound is %.1f dB above full scale, as the recording was; lowered by %.1f dB',
+                    path, down - 0.1, down)
+    audio = audio * np.float32(10 ** (-down / 20))
+  if path == '-':
+    memory = io.BytesIO()
+    _encode(memory, audio, 'WAV')
+    write_output(memory.getvalue())
+    return
   path = check_writable_kind(path)
-  try:
-    with whole(path) as temporary:
-      soundfile.write(temporary, np.clip(audio, -1.0, 1.0), SAMPLE_RATE, format=path.suffix[1:].upper())
-  except soundfile.SoundFileError as e:
-    raise UserError(f'{path}: cannot be written ({e})') from e
+  with whole(path) as temporary, open(temporary, 'wb', buffering=0) as file:
+    sink = Sink(file)
+    try:
+      _encode(sink, audio, *_FORMATS[path.suffix.lower()])
+    except soundfile.SoundFileError as e:
+      sink.check()
+      raise UserError(f'{path}: cannot be written ({e})') from e
+    sink.check()
+    check_length(temporary, sink.length)
+
+
+def _encode(file, audio, kind, subtype=None):
+  with soundfile.SoundFile(file, 'w', SAMPLE_RATE, 1, subtype, format=kind) as sound:
+    for start in range(0, len(audio), _BLOCK):  # Vorbis takes stack for all of them
+      sound.write(np.clip(audio[start:start + _BLOCK], -1.0, 1.0))
+      if getattr(file, 'error', None):
+        return
+
+
+class Sink:
+  """A file for libsndfile to write to, which itself does not tell of a full disk."""
+
+  def __init__(self, file):
+    self._file, self.error, self.length = file, None, 0
+
+  def write(self, data):
+    """As a file's, but an error is kept for `check`."""
+    data = memoryview(data)
+    try:
+      at = 0
+      while at < len(data):
+        at += self._file.write(data[at:])
+    except OSError as e:
+      self.error = self.error or e
+    self.length = max(self.length, self._file.tell())
+    return len(data)
+
+  def read(self, size=-1):
+    """As a file's."""
+    return self._file.read(size)
+
+  def seek(self, offset, whence=0):
+    """As a file's."""
+    return self._file.seek(offset, whence)
+
+  def tell(self):
+    """As a file's."""
+    return self._file.tell()
+
+  def check(self):
+    """Raises the first error of writing."""
+    if self.error:
+      raise self.error
 
 
 def check_writable_kind(path):
-  """`path` as a `Path`.
+  """`path` as a `Path`; '-' is standard output.
 
   Raises:
     UserError: its suffix is not one that `write_audio` writes.
   """
-  path = pathlib.Path(path)
-  if path.suffix.lower() not in ('.wav', '.flac', '.ogg', '.mp3'):
-    raise UserError(f'{path}: cannot write this kind of audio file; use .wav, .flac, .ogg or .mp3')
-  return path
+  kind = pathlib.Path(path)
+  if path != '-' and kind.suffix.lower() not in _FORMATS:
+    raise UserError(f'{path}: cannot write this kind of audio file; use .wav, .flac, .ogg, .opus or .mp3')
+  return kind
 
 
 def active_level(audio):

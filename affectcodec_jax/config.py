@@ -114,7 +114,37 @@ def validate(config):
   for name in ('seed', 'rates'):
     if name not in config:
       raise UserError(f"this configuration: has no field '{name}'; is it made for another command?")
-  m, t = config.model, config.train
+  check_model(config)
+  t, rates = config.train, config.rates
+  if len(t.rate_probs) != len(rates) or min(t.rate_probs) < 0 or sum(t.rate_probs) <= 0:
+    raise UserError(f'train.rate_probs={tuple(t.rate_probs)} needs one weight for each of '
+                    f'rates={tuple(rates)}')
+  if config.teacher.kind != 'compact' and not config.teacher.path:
+    raise UserError(f'teacher.path is empty: {config.teacher.kind} is not in the package; convert its '
+                    'checkpoint with python -m affectcodec_jax.emotion.convert')
+  if t.parallel not in ('pmap', 'mesh'):
+    raise UserError(f"train.parallel='{t.parallel}'; use pmap or mesh")
+  if t.fsdp != 1 and t.parallel == 'pmap':
+    raise UserError(f'train.fsdp={t.fsdp} needs train.parallel=mesh: with pmap every device has it all')
+  for name in ('steps', 'batch_size', 'accumulate', 'fsdp', 'checkpoint_every', 'keep_checkpoints',
+               'log_every', 'sample_every'):
+    if t[name] < 1:
+      raise UserError(f'train.{name}={t[name]} must be at least 1')
+  if config.seed < 0 or config.data.num_workers < 0:
+    raise UserError('seed and data.num_workers must not be negative')
+  if config.data.num_clips < 1:
+    raise UserError(f'data.num_clips={config.data.num_clips} must be at least 1')
+  if crop_samples(config) < 2048:
+    raise UserError(f'data.crop_seconds={config.data.crop_seconds} is too short; use 0.14 or more')
+
+
+def check_model(config):
+  """Checks what a codec is made of, in training and in use.
+
+  Raises:
+    UserError: names the fields that do not fit together.
+  """
+  m = config.model
   for name in ('encoder_dim', 'decoder_dim', 'acoustic_width', 'emotion_dim', 'acoustic_dim', 'adapter_dim',
                'adapter_layers', 'adapter_kernel'):
     if m[name] < 1:
@@ -131,9 +161,6 @@ def validate(config):
   if not rates or sorted(set(rates)) != rates or rates[-1] != m.num_stages or rates[0] < 1:
     raise UserError(f'rates={tuple(rates)} must rise from at least 1 to model.num_stages='
                     f'{m.num_stages}')
-  if len(t.rate_probs) != len(rates) or min(t.rate_probs) < 0 or sum(t.rate_probs) <= 0:
-    raise UserError(f'train.rate_probs={tuple(t.rate_probs)} needs one weight for each of '
-                    f'rates={tuple(rates)}')
   if m.quantizer not in ('bd_rfsq', 'full_rfsq', 'rvq'):
     raise UserError(f"model.quantizer='{m.quantizer}'; use bd_rfsq, full_rfsq or rvq")
   if m.backbone not in ('dac', 'lite'):
@@ -144,28 +171,11 @@ def validate(config):
   if config.teacher.dim != width:
     raise UserError(f'teacher.dim={config.teacher.dim}, but features of '
                     f'{config.teacher.kind} are {width} wide')
-  if config.teacher.kind != 'compact' and not config.teacher.path:
-    raise UserError(f'teacher.path is empty: {config.teacher.kind} is not in the package; convert its '
-                    'checkpoint with python -m affectcodec_jax teacher convert')
   if m.compute_dtype not in ('float32', 'bfloat16'):
     raise UserError(f"model.compute_dtype='{m.compute_dtype}'; use float32 or bfloat16")
   if bits_per_stage(m) > 16 or not 1 <= m.num_stages <= 255:
     raise UserError(f'{m.num_stages} stages of {bits_per_stage(m)} bits: a token file holds at most 255 '
                     'stages of 16 bits; change model.num_stages or the levels')
-  if t.parallel not in ('pmap', 'mesh'):
-    raise UserError(f"train.parallel='{t.parallel}'; use pmap or mesh")
-  if t.fsdp != 1 and t.parallel == 'pmap':
-    raise UserError(f'train.fsdp={t.fsdp} needs train.parallel=mesh: with pmap every device has it all')
-  for name in ('steps', 'batch_size', 'accumulate', 'fsdp', 'checkpoint_every', 'keep_checkpoints',
-               'log_every', 'sample_every'):
-    if t[name] < 1:
-      raise UserError(f'train.{name}={t[name]} must be at least 1')
-  if config.seed < 0 or config.data.num_workers < 0:
-    raise UserError('seed and data.num_workers must not be negative')
-  if config.data.num_clips < 1:
-    raise UserError(f'data.num_clips={config.data.num_clips} must be at least 1')
-  if crop_samples(config) < 2048:
-    raise UserError(f'data.crop_seconds={config.data.crop_seconds} is too short; use 0.14 or more')
 
 
 def crop_samples(config):
@@ -185,12 +195,13 @@ def load_config(path):
   Raises:
     UserError: no such file, or not the configuration of a codec.
   """
-  try:
-    plain = json.loads(pathlib.Path(path).read_text())
-  except OSError as e:
-    raise UserError(f'{path}: cannot be read; is this the workdir of a training run?') from e
-  except ValueError as e:
-    raise UserError(f'{path}: not a configuration ({e})') from e
-  config = ConfigDict(plain if isinstance(plain, dict) else {})
+  from affectcodec_jax.common import schemas
+  advice = 'is this the workdir of a training run?'
+  plain = schemas.read(path, schemas.Config, advice)
+  config = ConfigDict(plain)
   require(config, CODEC_FIELDS, path)
+  try:
+    check_model(config)
+  except UserError as e:
+    raise UserError(f'{path}: {e}') from e
   return config

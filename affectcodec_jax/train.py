@@ -138,6 +138,8 @@ def train(config, workdir, init_from=None):
       save_params(own[name], frozen[name])
   if chief:
     config_lib.save_config(workdir / 'config.json', config)
+    if changed := pipeline.data_changed(workdir, source):
+      say(f'warning: {changed}')
   frozen_copies = devices.place(frozen)
   state = devices.place(state)
 
@@ -196,10 +198,11 @@ def train(config, workdir, init_from=None):
       preempted = config.train.distributed and manager.reached_preemption(step)
       if preempted or stop:
         checkpoint(step)
+        checkpoints.finish(manager)
         say(f'stopped at step {step}; the same command continues from there')
         break
   finally:
-    manager.wait_until_finished()
+    checkpoints.finish(manager)
     if writer:
       writer.close()
   say(f'checkpoint: {manager.directory}/{manager.latest_step()}')

@@ -91,7 +91,8 @@ def test_damaged_folders_get_one_line(made, tmp_path):
       (lambda: first.write_bytes(first.read_bytes()[:100]), 'damaged'),
       (lambda: first.write_bytes(b''), 'missing or empty'),
       (first.unlink, 'missing or empty'),
-      (lambda: (out / 'tokens.json').write_text('{"settings": {}, "shards": {"a": 1}}'), 'cannot be read')):
+      (lambda: (out / 'tokens.json').write_text('{"settings": {}, "shards": {"a": 1}}'),
+       'settings.shards: Field required')):
     damage()
     with pytest.raises(UserError, match=message):
       list(token_shards.read_clips(out))

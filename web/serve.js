@@ -14,9 +14,10 @@ const TYPES = {
 /** Serves dist/; resolves to {url, close}. */
 export async function serve(port = 0) {
   const server = createServer(async (request, response) => {
-    const wanted = decodeURIComponent(new URL(request.url, 'http://localhost').pathname).replace(/\/$/, '/index.html');
-    const file = path.join(ROOT, wanted);
     try {
+      // Whatever is asked for: a path that is no URL throws, too.
+      const wanted = decodeURIComponent(new URL(request.url, 'http://localhost').pathname).replace(/\/$/, '/index.html');
+      const file = path.join(ROOT, wanted);
       if (!file.startsWith(ROOT)) throw new Error('outside');
       const body = await readFile(file);
       response.writeHead(200, { 'content-type': TYPES[path.extname(file)] ?? 'application/octet-stream' });

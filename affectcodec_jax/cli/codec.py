@@ -8,16 +8,16 @@ from affectcodec_jax.common.errors import UserError
 
 
 def _encode_options(p):
-  p.add_argument('input', help='WAV, FLAC, OGG or MP3, any sample rate')
-  p.add_argument('output', help='token file, .afc')
+  p.add_argument('input', help='WAV, FLAC, OGG, MP3, M4A …, of any sample rate, or - for standard input')
+  p.add_argument('output', help='token file, .afc, or - for standard output')
   add_checkpoint(p)
   add_kbps(p)
   p.add_argument('--entropy', action='store_true', help='a smaller file of the same tokens')
 
 
 def _decode_options(p):
-  p.add_argument('input', help='token file, .afc')
-  p.add_argument('output', help='.wav, .flac, .ogg or .mp3')
+  p.add_argument('input', help='token file, .afc, or -')
+  p.add_argument('output', help='.wav, .flac, .ogg, .opus or .mp3, or - for WAV to standard output')
   add_checkpoint(p, 'the one that encoded it (default: the packaged codec)')
   p.add_argument('--kbps', type=float, help='decode at a lower rate than the file has')
 
@@ -51,12 +51,22 @@ def _emotion_options(p):
 
 
 def _check_output(args):
-  """Refuses an output that cannot be written before any work is done for it."""
+  """Refuses an output that cannot be written before any work is done for it; '-' is standard output."""
   from affectcodec_jax.common.files import check_file
+  if args.output == '-':
+    return
   check_file(args.output)
   if os.path.exists(args.output) and os.path.exists(args.input) and os.path.samefile(
       args.input, args.output):
     raise UserError(f'{args.output}: input and output are the same file')
+
+
+def _report(args, *facts):
+  """One line about what was written; it does not mix with what was written to standard output."""
+  if args.output == '-':
+    print('standard output:', *facts, file=sys.stderr)
+  else:
+    print(f'{args.output}:', ', '.join([*facts, f'{os.path.getsize(args.output)} bytes']))
 
 
 def _encode(args):
@@ -73,8 +83,7 @@ def _encode(args):
     tokens = dataclasses.replace(tokens, digit_bits=digit_bits(codec.config.model))
   afc.write_tokens(args.output, tokens)
   seconds = len(samples) / audio.SAMPLE_RATE
-  print(f'{args.output}: {seconds:.2f} s, {tokens.kbps:g} kbps, '
-        f'{os.path.getsize(args.output)} bytes')
+  _report(args, f'{seconds:.2f} s, {tokens.kbps:g} kbps')
 
 
 def _decode(args):
@@ -86,7 +95,7 @@ def _decode(args):
   codec = load(args.checkpoint)
   samples = codec.decode(tokens, args.kbps)
   audio.write_audio(args.output, samples)
-  print(f'{args.output}: {len(samples) / audio.SAMPLE_RATE:.2f} s')
+  _report(args, f'{len(samples) / audio.SAMPLE_RATE:.2f} s')
 
 
 def _stream(args):
@@ -127,7 +136,7 @@ def _truncate(args):
   from affectcodec_jax.tokens import afc
   _check_output(args)
   afc.truncate_file(args.input, args.output, args.stages)
-  print(f'{args.output}: {os.path.getsize(args.output)} bytes')
+  _report(args)
 
 
 def _emotion(args):

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import sys
+import traceback
 
 
 class UserError(Exception):
@@ -18,10 +19,21 @@ def run_command(command):
   130 after Ctrl-C, as shells have it.
   """
   logging.basicConfig(format='%(message)s', level=logging.WARNING)
+  if hasattr(sys.stdout, 'reconfigure'):
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be UTF-8
   try:
-    return command() or 0
+    status = command() or 0
+    if sys.stdout is not None:
+      sys.stdout.flush()  # here a full disk behind it can be reported
+    return status
   except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
     print(f'error: {e}', file=sys.stderr)
+    return 2
+  except (RuntimeError, AssertionError) as e:
+    if not traceback.extract_tb(e.__traceback__)[-1].filename.endswith('xla_bridge.py'):
+      raise  # JAX looks for its devices there
+    from affectcodec_jax.common.places import no_device
+    print(f'error: {no_device(e)}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('stopped', file=sys.stderr)

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import pathlib
+import stat
+import sys
 import tempfile
 
 from affectcodec_jax.common.errors import UserError
@@ -18,8 +20,7 @@ def make_folder(path):
   path = pathlib.Path(path)
   try:
     path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
-      pass
+    _try_folder(path)
   except OSError as e:
     raise UserError(f'{path}: cannot be written to ({e.strerror})') from e
   return path
@@ -29,49 +30,146 @@ def check_file(path):
   """Where a file that is to be written lies, links followed.
 
   Raises:
-    UserError: no folder to write it to, no name, or a folder or device in its place.
+    UserError: no folder to write it to or none that may be written to, no name, a write-protected file, or
+      a folder or device in its place.
   """
-  target = pathlib.Path(os.path.realpath(path))
-  if not str(path) or not pathlib.Path(path).name or target.is_dir():
-    raise UserError(f"'{path}': give the name of a file to write")
-  if target.exists() and not target.is_file():
-    raise UserError(f'{path}: not a regular file; choose another place')
-  if not target.parent.is_dir():
-    raise UserError(f'{target.parent}: no such folder to write to')
+  try:
+    target = pathlib.Path(os.path.realpath(path))
+    if not str(path) or not pathlib.Path(path).name or target.is_dir():
+      raise UserError(f"'{path}': give the name of a file to write")
+    if target.exists():
+      if not target.is_file():
+        raise UserError(f'{path}: not a regular file; choose another place')
+      if not target.stat().st_mode & 0o222 or not os.access(target, os.W_OK):
+        raise UserError(f'{path}: is write-protected; choose another place, or allow writing (chmod u+w)')
+    if not target.parent.is_dir():
+      raise UserError(f'{target.parent}: no such folder to write to')
+    _try_folder(target.parent)
+  except ValueError as e:  # a name with a zero byte in it
+    raise UserError(f'{str(path)!r}: not a name of a file ({e})') from e
+  except OSError as e:
+    raise UserError(f'{path}: cannot be written ({e.strerror}); choose another place') from e
   return target
+
+
+def _try_folder(path):
+  """Rights alone do not say: read-only mounts, network file systems."""
+  with tempfile.TemporaryFile(dir=path):
+    pass
 
 
 @contextlib.contextmanager
 def whole(path):
   """A path to write to that becomes `path` when the block ends well; an older file stays on failure.
 
+  What was written is on the disk before it takes the old one's place, and keeps its permissions.
+
   Raises:
-    UserError: a place that cannot be written.
+    UserError: a place that cannot be written, a disk that is full.
   """
   target = check_file(path)
-  temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+  # Short, so that any name that can be written has one; its letters may take four bytes each.
+  temporary = target.with_name(f'.{target.name[:40]}.{os.getpid()}.tmp')
   try:
+    before = target.stat() if target.exists() else None
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(temporary)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if before else 0o666))
     yield temporary
+    if before:
+      with contextlib.suppress(OSError):  # only root gives files away
+        os.chown(temporary, before.st_uid, before.st_gid)
+      os.chmod(temporary, stat.S_IMODE(before.st_mode))
+    _flush(temporary)
     os.replace(temporary, target)
+    with contextlib.suppress(OSError):  # not every file system can
+      _flush(target.parent)
   except OSError as e:
     raise UserError(f'{path}: cannot be written ({e.strerror or e}); choose another place') from e
   finally:
-    try:
-      os.unlink(temporary)
-    except OSError:
-      pass  # moved into place, or never made: a folder that cannot be written has been reported
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)  # moved into place, or never made: a folder that cannot be written is reported
+
+
+def _flush(path):
+  """What is still in memory of a file goes to the disk; a full one shows here at the latest."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def write_whole(path, data: bytes):
-  """Writes a file; it appears whole or not at all, and an older one stays on failure.
+  """Writes a file, whole or not at all: an older one stays on failure. '-' is standard output.
 
   Raises:
     UserError: a place that cannot be written.
   """
+  if path == '-':
+    return write_output(data)
   with whole(path) as temporary:
     temporary.write_bytes(data)
+    check_length(temporary, len(data))
+
+
+def check_length(path, length):
+  """Raises OSError where a file is not so many bytes long: a write was lost."""
+  found = os.stat(path).st_size
+  if found != length:
+    raise OSError(f'{found} of {length} bytes were written; is the disk full?')
+
+
+def write_output(data: bytes):
+  """Writes to standard output.
+
+  Raises:
+    UserError: it is a terminal or closed.
+  """
+  if sys.stdout is None:
+    raise UserError('standard output is closed; give the name of a file')
+  if sys.stdout.isatty():
+    raise UserError('standard output is a terminal; give the name of a file, or pipe it on')
+  try:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+  except OSError as e:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+    raise UserError(f'standard output: cannot be written ({e.strerror}), not all is out') from e
 
 
 def write_json(path, value):
   """Writes `value` as indented JSON, by `write_whole`."""
   write_whole(path, (json.dumps(value, indent=2) + '\n').encode())
+
+
+def read_bytes(path):
+  """What a file holds; '-' is standard input.
+
+  Raises:
+    UserError: no such file, or not to be read.
+  """
+  try:
+    if path == '-':
+      if sys.stdin is None:
+        raise UserError('standard input is closed; give the name of a file')
+      return sys.stdin.buffer.read()
+    if stat.S_ISCHR(os.stat(path).st_mode):
+      raise UserError(f'{path}: a device; give the name of a file')
+    return pathlib.Path(path).read_bytes()
+  except FileNotFoundError as e:
+    raise UserError(f'{path}: no such file; check the path') from e
+  except (OSError, ValueError) as e:
+    raise UserError(f'{path}: cannot be read ({getattr(e, "strerror", None) or e})') from e
+
+
+def parse_json(data):
+  """The value of JSON in bytes or text.
+
+  Raises:
+    ValueError: not JSON, or nested so deep that no file of ours is.
+  """
+  try:
+    return json.loads(data)
+  except RecursionError as e:
+    raise ValueError('nested too deep') from e

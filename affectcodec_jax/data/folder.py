@@ -3,15 +3,16 @@
 import hashlib
 import json
 import logging
+import os
 import pathlib
 
-import soundfile
-
 from affectcodec_jax.audio import read_audio
+from affectcodec_jax.common.audio_reader import duration, open_sound
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import parse_json
 from affectcodec_jax.common.labels import emotion_index
 
-SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3')
+SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.m4a', '.aac', '.webm', '.amr')
 
 
 class FolderSource:
@@ -21,12 +22,13 @@ class FolderSource:
   'gender': str, 'lang': str, 'text': str, 'name': str}`; what is not known is ''.
 
   Args:
-    path: a directory, searched to its depths (the folder of a file is its speaker), an audio file, or a
+    path: a directory, searched to its depths but for what is hidden (the folder of a file is its speaker;
+      links to folders elsewhere are followed), an audio file, or a
       `.jsonl` manifest: one object a line with `path` (relative to the manifest) and optionally `speaker`,
       `emotion`, `corpus`, `gender`, `lang`, `text` and `split`.
     split: which split, or None for all. Where no row names one, a hash of the path decides:
       90 % 'train', 5 % 'valid', 5 % 'test'. It stays so for a file when others come or go, except
-      among so few files that a split would be empty.
+      among so few files that a split would be empty; one or two files are in all splits.
     min_seconds: shorter files are skipped.
 
   Raises:
@@ -35,7 +37,7 @@ class FolderSource:
 
   def __init__(self, path, split=None, min_seconds=0.3):
     rows = list_rows(path)
-    self._rows, self.skipped = [], 0
+    self._rows, self.skipped, self._unreadable = [], 0, set()
     bad = []
     for row in rows:
       problem, row['seconds'] = _check(row['path'], min_seconds)
@@ -64,14 +66,21 @@ class FolderSource:
     """Index of item `i`'s emotion (see `common.labels`), -1 where unknown, without reading its audio."""
     return emotion_index(self._rows[i].get('emotion'))
 
+  def digest(self):
+    """Tells sets of other files, lengths or labels apart; where they lie does not matter."""
+    known = [{k: v for k, v in row.items() if k != 'path'} for row in self._rows]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
   def read(self, i, start=0.0, seconds=None):
-    """A part of item `i`; None, with a counted warning, where the file does not decode."""
+    """A part of item `i`; None where the file does not decode, with a warning the first time."""
     row = self._rows[i]
     try:
-      audio = read_audio(row['path'], start=start, seconds=seconds)
+      audio = _read_from(row['path'], start, seconds)
     except UserError as e:
-      self.skipped += 1
-      logging.warning('skipped (%d so far): %s', self.skipped, e)
+      if i not in self._unreadable:
+        self._unreadable.add(i)
+        self.skipped += 1
+        logging.warning('skipped (%d so far): %s', self.skipped, e)
       return None
     return {'audio': audio, 'emotion': self.emotion(i), 'name': str(row['path'])} | {
         k: str(row.get(k, '')) for k in ('speaker', 'corpus', 'gender', 'lang', 'text')}
@@ -100,11 +109,40 @@ def list_rows(path):
   raise UserError(f'{path}: no such folder or manifest')
 
 
+def _read_from(path, start, seconds):
+  try:
+    return read_audio(path, start, seconds, pipes=False)
+  except UserError:
+    if not start:
+      raise
+    return read_audio(path, 0.0, seconds, pipes=False)  # it is shorter than its header says
+
+
 def _scan(root):
-  files = sorted(p for p in root.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file()
-                 and not p.name.startswith('.'))  # macOS leaves ._a.wav next to a.wav
+  files, followed = [], [os.path.realpath(root)]
+  for folder, folders, names in os.walk(root, followlinks=True, onerror=_unscanned):
+    folders[:] = [name for name in sorted(folders) if _enters(os.path.join(folder, name), followed)]
+    files += [pathlib.Path(folder, name) for name in names if not name.startswith('.')]  # macOS: ._a.wav
+  files = sorted(p for p in files if p.suffix.lower() in SUFFIXES and p.is_file())
   keys = [p.relative_to(root) for p in files]
   return [{'path': p, 'speaker': key.parent.name, 'key': str(key)} for p, key in zip(files, keys)]
+
+
+def _enters(folder, followed):
+  """Whether to scan a folder: not a hidden one, nor a link to what is scanned anyway, or holds all this."""
+  if os.path.basename(folder).startswith('.'):
+    return False
+  if os.path.islink(folder):
+    real = os.path.realpath(folder)
+    for other in followed:
+      if os.path.commonpath([real, other]) in (real, other):
+        return False
+    followed.append(real)
+  return True
+
+
+def _unscanned(error):
+  logging.warning('%s: not looked into (%s)', error.filename, error.strerror)
 
 
 def _read_manifest(path):
@@ -117,7 +155,7 @@ def _read_manifest(path):
     if not line.strip():
       continue
     try:
-      row = json.loads(line)
+      row = parse_json(line)
       audio = path.parent / row['path']
       row = {k: v for k, v in row.items() if v is not None}
       speaker = pathlib.PurePath(row['path']).parent.name  # as listed, wherever the manifest lies
@@ -138,9 +176,12 @@ def select_rows(rows, split, path):
     order = sorted(rows, key=_hash)
     valid = sum(_hash(row) < 0.05 for row in rows)
     test = sum(0.05 <= _hash(row) < 0.1 for row in rows)
-    if len(rows) >= 3:
-      valid, test = max(valid, 1), max(test, 1)
-      valid, test = (valid, test) if valid + test < len(rows) else (1, 1)
+    if len(rows) < 3:
+      if split != 'train':
+        logging.warning("%s: too few files to hold any out; split '%s' is that of training", path, split)
+      return rows
+    valid, test = max(valid, 1), max(test, 1)
+    valid, test = (valid, test) if valid + test < len(rows) else (1, 1)
     parts = {'valid': order[:valid], 'test': order[valid:valid + test], 'train': order[valid + test:]}
     if not parts.get(split):
       names = [name for name in sorted(parts) if parts[name]]
@@ -155,17 +196,15 @@ def select_rows(rows, split, path):
 
 def _hash(row):
   """A number in [0, 1) that depends on the file's name alone."""
-  return int.from_bytes(hashlib.sha256(row['key'].encode()).digest()[:6], 'big') / 2 ** 48
+  name = row['key'].encode('utf-8', 'surrogatepass')  # names need not be UTF-8
+  return int.from_bytes(hashlib.sha256(name).digest()[:6], 'big') / 2 ** 48
 
 
 def _check(path, min_seconds):
   """(what is wrong or None, seconds) from the header alone."""
   try:
-    if not path.exists():
-      return 'no such file', 0.0
-    seconds = soundfile.info(str(path)).duration
-  except (soundfile.SoundFileError, RuntimeError, OSError, UnicodeError):
-    return 'not readable as audio', 0.0
-  if seconds > 1e6:
-    return 'has no length in its header', 0.0
+    with open_sound(path, pipes=False) as file:
+      seconds = duration(file, path)
+  except UserError as e:
+    return str(e).removeprefix(f'{path}: ').split('; give')[0], 0.0
   return (f'{seconds:.2f} s is too short' if seconds < min_seconds else None), seconds

@@ -5,7 +5,9 @@ str, 'name': str}`, or None for one that cannot be read. Item i of epoch e is cr
 a generator seeded with (seed, e, i), so a run can be repeated and resumed exactly.
 """
 
+import logging
 import math
+import pathlib
 
 from absl import flags
 import grain
@@ -13,8 +15,10 @@ import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE, level_gain
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import parse_json, write_json
 from affectcodec_jax.data.perturb import EQUALISER_BANDS, change_speed, equalise
 
+_SILENCE = 1e-6  # a peak below this, 26 dB under the last bit of 16
 _LONG_SECONDS = 30.0  # of longer files only a window this long is read
 
 
@@ -44,14 +48,17 @@ class _Read(grain.transforms.RandomMap):
   def __init__(self, source, crop_samples, config, pitch):
     self.source, self.crop_samples, self.pitch = source, crop_samples, pitch
     self.gain_db, self.speed, self.equalise_db = config.gain_db, config.speed, config.equalise_db
-    self.misses = 0
+    self.misses, self.silent = 0, set()
 
   def random_map(self, index, rng):
     item = self._read(index, rng)
-    if item is None or len(item['audio']) == 0:
+    if item is not None and self._is_silent(index, item['audio']):
+      item = None
+    if item is None:
       self.misses += 1
       if self.misses >= 2 * len(self.source) + 8:  # a whole epoch and more of nothing
-        raise UserError(f'{self.misses} items in a row could not be read; is the data still there?')
+        raise UserError(f'{self.misses} items in a row could not be read, or are digital silence; '
+                        'is the data still there?')
       return None
     self.misses = 0
     whole, n = item['audio'], self.crop_samples
@@ -63,6 +70,8 @@ class _Read(grain.transforms.RandomMap):
       audio = np.pad(whole, (-start, wanted - len(whole) + start))
     else:
       start = int(rng.integers(0, len(whole) - wanted + 1))
+      if not np.abs(whole[start:start + wanted]).max() > _SILENCE:  # its gradients would have no bounds
+        start = min(int(np.abs(whole).argmax()), len(whole) - wanted)
       audio = whole[start:start + wanted]
     audio = change_speed(audio * np.float32(10 ** (gain / 20)), speed, n)
     if self.equalise_db:
@@ -75,6 +84,15 @@ class _Read(grain.transforms.RandomMap):
       f0, voiced = self.pitch(whole, start / SAMPLE_RATE, speed, n)
       example |= {'f0': f0, 'voiced': voiced}
     return example
+
+  def _is_silent(self, index, audio):
+    """Whether there is no sound at all; told the first time."""
+    if len(audio) and np.abs(audio).max() > _SILENCE:
+      return False
+    if index not in self.silent:
+      self.silent.add(index)
+      logging.warning('left out: item %d is digital silence', index)
+    return True
 
   def _read(self, index, rng):
     duration = getattr(self.source, 'duration', None)
@@ -121,6 +139,22 @@ def make_iterator(source, config, *, batch_size, crop_samples, seed, num_workers
       flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
   return iter(dataset)
+
+
+def data_changed(workdir, source):
+  """Notes in `workdir`/data.json what a run trains on; says how it differs from the note there, or None."""
+  digest = source.digest() if hasattr(source, 'digest') else ''
+  path, note = pathlib.Path(workdir) / 'data.json', {'clips': len(source), 'sha256': digest}
+  try:
+    before = parse_json(path.read_bytes())
+    clips, old = before['clips'], before['sha256']
+  except (OSError, ValueError, KeyError, TypeError):  # a new run, or one of an older version
+    clips, old = note['clips'], digest
+  write_json(path, note)
+  if (clips, old) == (note['clips'], digest):
+    return None
+  return (f'the training data is not what it was in this run before: {clips} clips then, {len(source)} now'
+          + ('' if clips != len(source) else ', of other names, lengths or labels'))
 
 
 def eval_clips(source, count, max_seconds):

@@ -6,7 +6,6 @@ reads them. Decoding needs none of it.
 """
 
 import hashlib
-import os
 import pathlib
 import warnings
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE
 from affectcodec_jax.common.files import write_whole
+from affectcodec_jax.common.places import cache_folder
 
 with warnings.catch_warnings():
   warnings.simplefilter('ignore')  # of pyworld's own imports
@@ -43,7 +43,9 @@ def crop_pitch(recording, start, speed, samples, hop=320):
     first = max(0, int((start - 0.1) * SAMPLE_RATE))
     part = recording[first:int((start + 0.1) * SAMPLE_RATE + samples * speed)]
     return at_frames(track(part), start - first / SAMPLE_RATE, speed, samples // hop, hop)
-  return at_frames(cached_track(recording, cache_folder()), start, speed, samples // hop, hop)
+  folder = cache_folder(f'pitch-{_VERSION}')
+  values = cached_track(recording, folder) if folder else track(recording)
+  return at_frames(values, start, speed, samples // hop, hop)
 
 
 def cached_track(audio, folder):
@@ -56,15 +58,8 @@ def cached_track(audio, folder):
     if len(values) == length:
       return values.astype(np.float32)
   values = track(audio).astype(np.float16)
-  path.parent.mkdir(parents=True, exist_ok=True)
   write_whole(path, values.tobytes())
   return values.astype(np.float32)
-
-
-def cache_folder():
-  """Where tracks are kept: the user's cache folder."""
-  root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return pathlib.Path(root) / 'affectcodec_jax' / f'pitch-{_VERSION}'
 
 
 def at_frames(values, start, speed, frames, hop):

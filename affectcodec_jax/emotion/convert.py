@@ -10,6 +10,7 @@ import re
 import numpy as np
 
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import check_file
 from affectcodec_jax.emotion import emotion2vec as model
 from affectcodec_jax.emotion.teachers import EMOTION2VEC
 from affectcodec_jax.emotion.torch_checkpoint import read_checkpoint
@@ -33,6 +34,7 @@ def convert(checkpoint, output, float16=False):
   """
   if os.path.realpath(checkpoint) == os.path.realpath(output):
     raise UserError(f'{output}: input and output are the same file')
+  check_file(output)
   state, left_out = find_state(read_checkpoint(checkpoint), checkpoint)
   params, heads = convert_state(state, checkpoint)
   save_params(output, params, np.float16 if float16 else np.float32)

@@ -5,7 +5,11 @@ those that rebuild tensors are known, and every other name becomes a placeholder
 """
 
 import collections
+import io
+import math
+import os
 import pickle
+import pickletools
 import zipfile
 
 import ml_dtypes
@@ -17,6 +21,7 @@ _STORAGES = {
     'FloatStorage': np.float32, 'DoubleStorage': np.float64, 'HalfStorage': np.float16,
     'BFloat16Storage': ml_dtypes.bfloat16, 'LongStorage': np.int64, 'IntStorage': np.int32,
     'ShortStorage': np.int16, 'CharStorage': np.int8, 'ByteStorage': np.uint8, 'BoolStorage': np.bool_}
+_SHARED = 4  # times the file's size that all its tensors together may have
 _LEGACY = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # what the pickle of a file before PyTorch 1.6 begins with
 
 
@@ -58,8 +63,13 @@ def read_checkpoint(path):
       names = [n for n in archive.namelist() if n.endswith('data.pkl')]
       if len(names) != 1:
         raise UserError(f'{path}: a zip file, but not a PyTorch checkpoint')
-      with archive.open(names[0]) as f:
-        return _Reader(f, archive, names[0].removesuffix('data.pkl')).load()
+      entries, size = archive.infolist(), os.path.getsize(path)
+      if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(
+          e.file_size for e in entries) > size:
+        raise UserError(f'{path}: compressed, as PyTorch writes no checkpoint; save it again with PyTorch')
+      data = archive.read(names[0])
+      _check_places(data)
+      return _Reader(io.BytesIO(data), archive, names[0].removesuffix('data.pkl'), size).load()
   except FileNotFoundError as e:
     raise UserError(f'{path}: no such file') from e
   except OSError as e:
@@ -70,6 +80,13 @@ def read_checkpoint(path):
     if isinstance(e, UserError):
       raise
     raise UserError(f'{path}: damaged ({type(e).__name__}: {e}); fetch it again') from e
+
+
+def _check_places(data):
+  """Raises ValueError where a value has a place beyond the length of the pickle: all before it are made."""
+  for code, argument, _ in pickletools.genops(data):
+    if code.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > len(data):
+      raise ValueError(f'a place for {argument} values')
 
 
 def _what(start):
@@ -86,15 +103,17 @@ def _what(start):
 class _Reader(pickle.Unpickler):
   """Restricted: no name in the pickle is ever imported."""
 
-  def __init__(self, file, archive, folder):
+  def __init__(self, file, archive, folder, size):
     super().__init__(file, encoding='utf-8')
     self._archive, self._folder, self._storages = archive, folder, {}
+    # Tensors may share data, but a small file has no use for large ones.
+    self._left = _SHARED * size
 
   def find_class(self, module, name):
     if (module, name) == ('collections', 'OrderedDict'):
       return collections.OrderedDict
     if module == 'torch._utils' and name in ('_rebuild_tensor', '_rebuild_tensor_v2'):
-      return _rebuild
+      return self._rebuild
     if module == 'torch._utils' and name == '_rebuild_parameter':
       return lambda data, *rest: data
     if module in ('torch', 'torch.storage') and name in _STORAGES:
@@ -113,7 +132,14 @@ class _Reader(pickle.Unpickler):
     return self._storages[key]
 
 
-def _rebuild(storage, offset, size, stride, *rest):
+  def _rebuild(self, storage, offset, size, stride, *rest):
+    self._left -= math.prod(size) * storage.itemsize
+    if self._left < 0:
+      raise ValueError('its tensors are larger than its data')
+    return _view(storage, offset, size, stride)
+
+
+def _view(storage, offset, size, stride):
   """A tensor from its storage `[n]`: a view by strides, which are checked to stay inside."""
   last = sum((n - 1) * s for n, s in zip(size, stride, strict=True))
   end = offset if 0 in size else offset + last + 1

@@ -9,9 +9,11 @@ Packages of requirements-eval.txt that are not installed are reported as absent.
 
 import os
 import sys
+import tempfile
 
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.places import cache_folder
 
 
 def evaluate(args):
@@ -98,9 +100,9 @@ def evaluate(args):
 
 
 def default_cache():
-  """Where scores are kept: in the user's cache folder."""
-  root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return os.path.join(root, 'affectcodec_jax', 'scores')
+  """Where scores are kept: in the user's cache folder; without one, where temporary files go."""
+  own = os.path.join(tempfile.gettempdir(), f'affectcodec_jax-scores-{os.getuid()}')
+  return cache_folder('scores') or own
 
 
 def choose_metrics(names):

@@ -45,21 +45,24 @@ def load(path):
   """
   from ml_collections import ConfigDict
 
-  from affectcodec_jax.config import CODEC_FIELDS, require
+  from affectcodec_jax.common import schemas
+  from affectcodec_jax.config import check_model
   from affectcodec_jax.inference import weights
   from affectcodec_jax.models.params import load_params
   path = pathlib.Path(path)
+  card = schemas.read(path / CONFIG, schemas.Card, 'not a released codec; make one by '
+                      'python -m affectcodec_jax release RUN OUT')
+  step, fingerprint, config = card['step'], card['fingerprint'], ConfigDict(card['config'])
   try:
-    card = json.loads((path / CONFIG).read_text())
-    step, fingerprint, config = card['step'], card['fingerprint'], ConfigDict(card['config'])
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-    raise UserError(f'{path}: not a released codec ({type(e).__name__}: {e}); make one by '
-                    'python -m affectcodec_jax release RUN OUT') from e
-  require(config, CODEC_FIELDS, path / CONFIG)
+    check_model(config)
+  except UserError as e:
+    raise UserError(f'{path / CONFIG}: {e}') from e
   params, frozen = load_params(path / CODEC), weights.load_encoder_network(config, path)
   if weights.fingerprint(config.model.to_dict(), params, frozen).hex() != fingerprint:
     raise UserError(f'{path}: its files are not those that were released (fingerprint {fingerprint}); '
                     'install or copy them again')
+  if path != packaged.FOLDER:  # whose fingerprint is known: half a second at every start
+    weights.check_codec(config, params, path / CODEC)
   return config, params, frozen, step
 
 

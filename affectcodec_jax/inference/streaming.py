@@ -9,6 +9,7 @@ follows a recording, silence for the encoder and the last frame again for the de
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE, to_mono
+from affectcodec_jax.common.arrays import as_array, check_number
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.inference.pieces import cut, inside
 from affectcodec_jax.models import source_filter
@@ -63,7 +64,8 @@ class StreamEncoder:
     Raises:
       UserError: not such an array, or samples that are not finite.
     """
-    if np.size(audio):
+    audio = as_array(audio, 'audio')
+    if audio.size:
       audio = to_mono(audio) * np.float32(10 ** (self.gain_db / 20))
       self._audio = np.concatenate([self._audio, audio])
       self._samples += len(audio)
@@ -111,8 +113,9 @@ class StreamDecoder:
     latency: the same in seconds.
   """
 
-  def __init__(self, inference, params, stages, num_codes, chunk_frames, lookahead, gain_db):
+  def __init__(self, inference, params, stages, num_codes, chunk_frames, lookahead, gain_db, most=255):
     self._inference, self._params, self._stages, self._num_codes = inference, params, stages, num_codes
+    self._most = most  # stages of the codec: more are another codec's, or codes that lie on their side
     self._context = inference.decoder_context
     self._chunk, self._lookahead = _checked(chunk_frames, lookahead, self._context, gain_db)
     self._gain = np.float32(10 ** (-gain_db / 20))
@@ -141,17 +144,18 @@ class StreamDecoder:
     Raises:
       UserError: not such an array.
     """
-    codes = np.asarray(codes)
-    if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer) or codes.shape[1] < self._stages:
-      raise UserError(f'this stream takes integer codes [frames, {self._stages} stages or more], got '
-                      f'{codes.dtype} {list(codes.shape)}; give stream_decoder the kbps of the encoder')
+    codes = as_array(codes, 'codes')
+    if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer) or not (
+        self._stages <= codes.shape[1] <= self._most):
+      raise UserError(f'this stream takes integer codes [frames, {self._stages} to {self._most} stages], '
+                      f'got {codes.dtype} {list(codes.shape)}; give stream_decoder the kbps of the encoder')
     codes = codes[:, :self._stages]
     return self._append(codes, ((codes < 0) | (codes >= self._num_codes)).any(axis=1))
 
   def push_lost(self, frames=1):
     """Tells that so many frames are lost; gives audio as `push`."""
-    if frames < 0:
-      raise UserError(f'{frames} lost frames: a number from 0 on')
+    if not isinstance(frames, (int, np.integer)) or frames < 0:
+      raise UserError(f'{frames!r} lost frames: a number from 0 on')
     return self._append(np.zeros((frames, self._stages), np.int32), np.ones(frames, bool))
 
   def flush(self):
@@ -247,6 +251,7 @@ def _checked(chunk, lookahead, context, gain_db):
   if not whole or not 1 <= chunk <= LONGEST or (lookahead is not None and lookahead < 0):
     raise UserError(f'chunk of {chunk} and lookahead of {lookahead} frames: a chunk has 1 to {LONGEST}, '
                     'and the lookahead is not negative')
-  if not abs(gain_db) <= 100:
-    raise UserError(f'gain of {gain_db:g} dB; give one within 100 dB')
+  gain_db = check_number(gain_db, 'gain_db')
+  if gain_db is None or not abs(gain_db) <= 100:
+    raise UserError(f'gain of {gain_db} dB; give one within 100 dB')
   return chunk, context if lookahead is None else min(lookahead, context)

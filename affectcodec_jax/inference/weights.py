@@ -13,7 +13,23 @@ import numpy as np
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import make_student, make_teacher
+from affectcodec_jax.models.codec import init_params
 from affectcodec_jax.models.params import load_params
+
+
+def check_codec(config, params, path):
+  """Refuses parameters of another network than `config` describes.
+
+  Raises:
+    UserError: names the first parameter that is absent or of another shape.
+  """
+  init = lambda rng: init_params(config, rng)[0]
+  try:
+    shapes = jax.eval_shape(init, jax.random.PRNGKey(0))
+  except Exception as e:  # whatever Flax and JAX make of sizes that do not fit one another
+    reason = ' '.join(str(e).split())[:200]
+    raise UserError(f'{path}: its configuration makes no network ({type(e).__name__}: {reason})') from e
+  _check_shapes(path, params, shapes, 'the codec that its configuration describes')
 
 
 def load_teacher(config, path=''):
@@ -45,7 +61,9 @@ def load_student(config, path):
   params = load_params(path)
   try:
     network = make_student(params)
-  except (KeyError, TypeError, IndexError) as e:
+    if network.depth < 1:
+      raise ValueError('no layers')
+  except (KeyError, TypeError, IndexError, AttributeError, ValueError) as e:
     raise UserError(f'{path}: not a student; make one with python -m affectcodec_jax teacher distil') from e
   if network.dim != config.teacher.dim:
     raise UserError(f'{path}: a student of features {network.dim} wide, but teacher.dim='

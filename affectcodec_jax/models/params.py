@@ -27,7 +27,16 @@ def load_params(path):
   if not os.path.exists(path):
     raise UserError(f'{path}: no such file')
   try:
-    flat = safetensors.numpy.load_file(path)
-  except (safetensors.SafetensorError, OSError) as e:
-    raise UserError(f'{path}: not a readable safetensors file ({e})') from e
-  return traverse_util.unflatten_dict({k: v.astype(np.float32) for k, v in flat.items()}, sep='/')
+    # The names of some types are not NumPy's: KeyError.
+    flat = {k: v.astype(np.float32) for k, v in safetensors.numpy.load_file(path).items()}
+  except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as e:
+    raise UserError(f'{path}: not a readable safetensors file ({e}); copy it again') from e
+  for name in flat:
+    parts = name.split('/')
+    if not all(parts) or any('/'.join(parts[:i]) in flat for i in range(1, len(parts))):
+      raise UserError(f'{path}: tensor names clash at {name!r}; copy the file again')
+  bad = [name for name, value in flat.items() if not np.isfinite(value).all()]
+  if bad:
+    raise UserError(f'{path}: {len(bad)} of {len(flat)} tensors hold NaN or infinite values, {bad[0]} is '
+                    'one; copy the file again, or train from an earlier checkpoint')
+  return traverse_util.unflatten_dict(flat, sep='/')

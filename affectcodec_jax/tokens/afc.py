@@ -5,14 +5,13 @@ docs/afc-format.md describes every byte. Needs only NumPy, neither JAX nor a mod
 
 from dataclasses import dataclass, replace
 import math
-import pathlib
 import struct
 import zlib
 
 import numpy as np
 
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import write_whole
+from affectcodec_jax.common.files import read_bytes, write_whole
 from affectcodec_jax.tokens import entropy
 
 MAGIC = b'AFCT'
@@ -86,9 +85,7 @@ def pack(tokens: Tokens) -> bytes:
   if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
     raise UserError(f'codes must be integers [frames, stages], got {codes.dtype} {codes.shape}')
   frames, stages = codes.shape
-  problem = _problem(stages, tokens.bits_per_code, tokens.hop_length, tokens.sample_rate, frames,
-                     tokens.num_samples, tokens.gain_db)
-  if problem:
+  if problem := find_problem(tokens):
     raise UserError(f'cannot pack tokens: {problem}')
   if len(tokens.fingerprint) != 8:
     raise UserError(f'the model fingerprint must be 8 bytes, got {len(tokens.fingerprint)}')
@@ -158,7 +155,7 @@ def unpack(data: bytes, name='token file') -> Tokens:
 
 
 def write_tokens(path, tokens: Tokens):
-  """Writes a token file; it appears whole or not at all, and an older one stays on failure.
+  """Writes a token file, whole or not at all: an older one stays on failure. '-' is standard output.
 
   Raises:
     UserError: a value that the format cannot hold, or a place that cannot be written.
@@ -167,23 +164,29 @@ def write_tokens(path, tokens: Tokens):
 
 
 def read_tokens(path) -> Tokens:
-  """Reads a token file.
+  """Reads a token file; '-' is standard input.
 
   Raises:
     UserError: no such file, unreadable, or not intact.
   """
-  try:
-    data = pathlib.Path(path).read_bytes()
-  except FileNotFoundError as e:
-    raise UserError(f'{path}: no such file; check the path') from e
-  except OSError as e:
-    raise UserError(f'{path}: cannot be read ({e.strerror}); give an .afc token file') from e
-  return unpack(data, str(path))
+  return unpack(read_bytes(path), 'standard input' if path == '-' else str(path))
 
 
 def truncate_file(src, dst, stages):
   """Writes the first `stages` stages of the token file `src` to `dst`. Needs no model."""
   write_tokens(dst, read_tokens(src).truncate(stages))
+
+
+def find_problem(tokens: Tokens):
+  """Why `tokens` cannot be, in words, or None; codes are not looked at beyond their shape."""
+  shape = np.shape(tokens.codes)
+  if len(shape) != 2:
+    return f'codes of shape {list(shape)}, not [frames, stages]'
+  try:
+    return _problem(shape[1], tokens.bits_per_code, tokens.hop_length, tokens.sample_rate, shape[0],
+                    tokens.num_samples, tokens.gain_db)
+  except TypeError as e:
+    return f'a field is no number ({e})'
 
 
 def _problem(stages, bits, hop, rate, frames, samples, gain_db):

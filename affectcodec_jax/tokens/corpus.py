@@ -16,7 +16,7 @@ import tqdm
 
 from affectcodec_jax.common import workers
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import make_folder, write_json, write_whole
+from affectcodec_jax.common.files import make_folder, parse_json, write_json, write_whole
 from affectcodec_jax.data.folder import list_rows, select_rows
 from affectcodec_jax.tokens import shards as token_shards
 
@@ -149,7 +149,7 @@ def _resume(out, settings):
                      if all((out / name).is_file() and (out / name).stat().st_size for name in names[i])}
   path = out / token_shards.SKIPPED
   try:
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = [parse_json(line) for line in path.read_text().splitlines()] if path.exists() else []
     return index, [line for line in lines if str(line['shard']) in index['shards']]
   except (ValueError, KeyError, TypeError) as e:
     raise UserError(f'{path}: damaged ({e}); delete it to go on without what it says') from e
@@ -218,7 +218,7 @@ def _encode(load, checkpoint, kbps, batch, paths):
   audio = {}
   for i, path in enumerate(paths):
     try:
-      audio[i] = read_audio(path)
+      audio[i] = read_audio(path, pipes=False)
     except Exception as e:  # a damaged file can fail in ways of its own; the others go on
       results[i] = (None, _reason(e, path))
   try:

@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import write_whole
+from affectcodec_jax.common.files import parse_json, write_whole
 from affectcodec_jax.common.labels import EMOTIONS, VALENCE_AROUSAL_DOMINANCE
 
 PACKAGED = packaged.TOKEN_EMOTION
@@ -128,6 +128,15 @@ def save(path, predictor):
   write_whole(path, safetensors.numpy.save(tensors, about))
 
 
+def _read_levels(text):
+  levels = parse_json(text)
+  for name in ('emotion', 'acoustic'):
+    whole = isinstance(levels[name], list) and all(type(n) is int and 2 <= n <= 256 for n in levels[name])
+    if not whole or math.prod(levels[name]) > 2 ** 16:
+      raise ValueError(f'{name} levels {str(levels[name])[:60]}')
+  return levels
+
+
 def load(path=None):
   """Reads a predictor; the packaged one by default.
 
@@ -145,15 +154,18 @@ def load(path=None):
     if about['emotions'] != ' '.join(EMOTIONS):
       raise ValueError(f'of other emotions: {about["emotions"]}')
     weights = {int(name.split('/')[0]): (name.split('/')[1], w) for name, w in tensors.items()}
-    levels = json.loads(about['levels'])
+    levels = _read_levels(about['levels'])
     for stages, (kind, w) in weights.items():
-      if kind not in KINDS:
-        raise ValueError(f'counts of {kind}')
+      if kind not in KINDS or not 1 <= stages <= 255:
+        raise ValueError(f'counts of {kind} in {stages} stages')
+      if not np.isfinite(w).all():
+        raise ValueError('weights that are NaN or infinite')
       wanted = 1 + len(features(np.zeros((2, stages), np.int32), levels, kind)), len(EMOTIONS)
       if w.shape != wanted:
         raise ValueError(f'weights {w.shape} of {stages} stages, not {wanted}')
     if not weights:
       raise ValueError('no weights')
     return Predictor(bytes.fromhex(about['fingerprint']), levels, dict(sorted(weights.items())))
-  except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as e:
+  except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError,
+          AttributeError) as e:
     raise UserError(f'{path}: not a predictor of emotion from tokens ({e}); {HOW_TO_MAKE}') from e

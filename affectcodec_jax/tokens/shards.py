@@ -24,7 +24,7 @@ import struct
 import numpy as np
 
 from affectcodec_jax.common.errors import UserError, require_extra
-from affectcodec_jax.common.files import whole
+from affectcodec_jax.common.files import parse_json, whole
 from affectcodec_jax.tokens.afc import Tokens, pack, unpack
 
 INDEX, SKIPPED = 'tokens.json', 'skipped.jsonl'
@@ -63,8 +63,8 @@ def read_record(data: bytes):
   """
   try:
     length, = _LENGTH.unpack_from(data)
-    text = json.loads(data[_LENGTH.size:_LENGTH.size + length])
-    row = {k: text[k] for k in LABELS} | json.loads(text['other'])
+    text = parse_json(data[_LENGTH.size:_LENGTH.size + length])
+    row = {k: text[k] for k in LABELS} | parse_json(text['other'])
     path = text['path']
   except (struct.error, ValueError, KeyError, TypeError) as e:
     raise UserError(f'not a token record ({type(e).__name__}: {e}); make such files with '
@@ -104,15 +104,9 @@ def read_index(folder):
     UserError: not there or not readable.
   """
   path = pathlib.Path(folder) / INDEX
-  try:
-    index = json.loads(path.read_text())
-    settings, held = dict(index['settings']), {str(int(k)): dict(v) for k, v in index['shards'].items()}
-    if int(settings['shards']) < 1 or not set(settings['formats']) <= set(FORMATS):
-      raise ValueError(f'{settings["shards"]} shards as {settings["formats"]}')
-    return {'settings': settings, 'shards': held}
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-    raise UserError(f'{path}: cannot be read ({type(e).__name__}: {e}); give a folder that '
-                    'python -m affectcodec_jax tokenize made') from e
+  from affectcodec_jax.common import schemas
+  index = schemas.read(path, schemas.Index, 'give a folder that python -m affectcodec_jax tokenize made')
+  return {'settings': index['settings'], 'shards': {str(int(k)): v for k, v in index['shards'].items()}}
 
 
 def read_clips(folder):
@@ -147,11 +141,16 @@ def write_shard(path, clips):
 
 
 def _write_arrayrecord(path, clips):
-  from array_record.python.array_record_module import ArrayRecordWriter
+  from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
   writer = ArrayRecordWriter(str(path), 'group_size:1')  # any clip is read without its neighbours
   for clip in clips:
     writer.write(write_record(clip))
   writer.close()
+  reader = ArrayRecordReader(str(path))  # it does not tell of a full disk: what is missing shows here
+  found = reader.num_records()
+  reader.close()
+  if found != len(clips):
+    raise RuntimeError(f'{found} of {len(clips)} records were written; is the disk full?')
 
 
 def require_parquet():

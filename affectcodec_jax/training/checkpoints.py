@@ -8,6 +8,7 @@ nothing is touched.
 
 import logging
 import pathlib
+import shutil
 
 import grain
 import jax
@@ -27,13 +28,44 @@ def make_manager(workdir, keep=3):
 
 
 def save(manager, state, iterator):
-  """Starts saving an unreplicated `TrainState` of host arrays at its own step."""
+  """Starts saving an unreplicated `TrainState` of host arrays at its own step; `finish` waits for the end.
+
+  Raises:
+    UserError: no room, or the one before could not be written.
+  """
   ema, rest = state.ema, state.replace(ema=None)
-  manager.save(int(state.step), args=ocp.args.Composite(
-      state=ocp.args.StandardSave(rest),
-      ema=ocp.args.StandardSave(ema),
-      data=grain.checkpoint.CheckpointSave(iterator),
-      meta=ocp.args.JsonSave({'state': checksums(rest), 'ema': checksums(ema)})))
+  if jax.process_index() == 0:
+    # Before anything is written: what Orbax does on a full disk takes minutes and hundreds of tracebacks.
+    needed = sum(np.asarray(x).nbytes for x in jax.tree.leaves(state)) + (1 << 20)
+    free = shutil.disk_usage(manager.directory).free
+    if free < needed:
+      raise _not_written(manager, f'it may take {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free')
+  try:
+    manager.save(int(state.step), args=ocp.args.Composite(
+        state=ocp.args.StandardSave(rest),
+        ema=ocp.args.StandardSave(ema),
+        data=grain.checkpoint.CheckpointSave(iterator),
+        meta=ocp.args.JsonSave({'state': checksums(rest), 'ema': checksums(ema)})))
+  except (ValueError, OSError, RuntimeError) as e:
+    raise _not_written(manager, e) from e
+
+
+def finish(manager):
+  """Waits until what `save` began is on the disk.
+
+  Raises:
+    UserError: it could not be written.
+  """
+  try:
+    manager.wait_until_finished()
+  except (ValueError, OSError, RuntimeError) as e:
+    raise _not_written(manager, e) from e
+
+
+def _not_written(manager, reason):
+  reason = ' '.join(str(reason).split())[:300]
+  return UserError(f'{manager.directory}: the checkpoint could not be written ({reason}); make room, the '
+                   'same command then continues from the last one that is whole')
 
 
 def restore_latest(manager, fresh, iterator):

@@ -1,7 +1,9 @@
 """Where a run's numbers go: terminal, metrics.jsonl, TensorBoard, sound and pictures."""
 
 import json
+import logging
 import math
+import os
 import pathlib
 import sys
 import time
@@ -13,6 +15,9 @@ import tqdm
 
 from affectcodec_jax.audio import write_audio
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import parse_json, whole, write_whole
+
+_EVENTS = 'run'  # names the writer that TensorBoard's events go through
 
 
 class MetricWriter:
@@ -21,8 +26,11 @@ class MetricWriter:
   def __init__(self, workdir, start_step, total_steps):
     self.path = pathlib.Path(workdir) / 'metrics.jsonl'
     _drop_after(self.path, start_step)
-    self.board = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / 'tensorboard'),
-                                            purge_step=start_step + 1)
+    self.events = _EventFiles()
+    tensorboardX.record_writer.REGISTERED_FACTORIES.pop(_EVENTS, None)
+    tensorboardX.record_writer.register_writer_factory(_EVENTS, self.events)
+    folder = pathlib.Path(workdir).absolute() / 'tensorboard'
+    self.board = tensorboardX.SummaryWriter(f'{_EVENTS}:{folder}', purge_step=start_step + 1)
     terminal = sys.stderr.isatty()
     self.bar = tqdm.tqdm(total=total_steps, initial=start_step, unit='step', smoothing=0.1,
                          dynamic_ncols=True, disable=not terminal)
@@ -35,9 +43,19 @@ class MetricWriter:
     self.bar.update(step - self.bar.n)
 
   def write(self, step, scalars):
-    """Logs a dict of floats at `step`."""
-    with open(self.path, 'a') as f:
-      f.write(json.dumps({'step': step} | {k: float(f'{v:.6g}') for k, v in scalars.items()}) + '\n')
+    """Logs a dict of floats at `step`.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+      if self.events.error:
+        raise self.events.error
+      with open(self.path, 'a') as f:
+        f.write(json.dumps({'step': step} | {k: float(f'{v:.6g}') for k, v in scalars.items()}) + '\n')
+    except OSError as e:
+      raise UserError(f'{self.path}: cannot be written ({e.strerror}); make room, the same command then '
+                      'continues from the last checkpoint') from e
     for k, v in scalars.items():
       self.board.add_scalar(k, v, step)
     names = ('mel', 'emotion', 'cycle', 'feature_matching')
@@ -53,6 +71,54 @@ class MetricWriter:
   def close(self):
     self.bar.close()
     self.board.close()
+    if self.events.error:
+      logging.warning('tensorboard/: not all could be written (%s)', self.events.error.strerror)
+
+
+class _EventFiles:
+  """Where TensorBoard's events go.
+
+  Errors are kept: by one of them its thread would end, and whoever has more for it wait for ever.
+  """
+
+  def __init__(self):
+    self.error = None  # the first
+
+  def directory_check(self, path):
+    self._try(os.makedirs, _place(path), exist_ok=True)
+
+  def open(self, path):
+    return _EventFile(self._try, self._try(open, _place(path), 'ab'))
+
+  def _try(self, function, *args, **options):
+    try:
+      return function(*args, **options)
+    except OSError as e:
+      self.error = self.error or e
+      return None
+
+
+class _EventFile:
+  """A file whose errors `_EventFiles` keeps."""
+
+  def __init__(self, attempt, file):
+    self._try, self._file = attempt, file
+
+  def write(self, data):
+    if self._file:
+      self._try(self._file.write, data)
+
+  def flush(self):
+    if self._file:
+      self._try(self._file.flush)
+
+  def close(self):
+    if self._file:
+      self._try(self._file.close)
+
+
+def _place(path):
+  return path.removeprefix(_EVENTS + ':')
 
 
 def check_finite(step, scalars, advice):
@@ -68,13 +134,13 @@ def _drop_after(path, step):
   if not path.exists():
     return
   lines = []
-  for line in path.read_text().splitlines():
+  for line in path.read_text(errors='replace').splitlines():
     try:
-      if json.loads(line)['step'] <= step:
+      if parse_json(line)['step'] <= step:
         lines.append(line)
-    except (json.JSONDecodeError, KeyError):
+    except (ValueError, KeyError, TypeError):
       continue  # the half line of a killed run
-  path.write_text(''.join(line + '\n' for line in lines))
+  write_whole(path, ''.join(line + '\n' for line in lines).encode())
 
 
 def write_clips(folder, clips):
@@ -83,7 +149,8 @@ def write_clips(folder, clips):
   folder.mkdir(parents=True, exist_ok=True)
   for name, audio in clips.items():
     write_audio(folder / f'{name}.wav', audio)
-    spectrogram_image(audio).save(folder / f'{name}.png')
+    with whole(folder / f'{name}.png') as temporary:
+      spectrogram_image(audio).save(temporary, format='PNG')
 
 
 def spectrogram_image(audio, window=512, hop=128):

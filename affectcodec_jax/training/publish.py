@@ -27,11 +27,11 @@ def save(run, out):
   config = load_config(run / 'config.json')
   if (out / 'config.json').exists() or (out / 'checkpoints').exists():
     raise UserError(f'{out}: holds a training run; give a folder of its own for the release')
+  out = make_folder(out)
   frozen = weights.load_frozen(config, run)
   audio = np.zeros((1, 3200), np.float32)
   fresh = jax.eval_shape(lambda a: create_state(config, jax.random.PRNGKey(0), frozen, a), audio)
   state = checkpoints.restore_state(run, fresh)
-  out = make_folder(out)
   trees = {release.CODEC: state.ema, release.DISCRIMINATOR: state.disc_params}
   trees |= {f'{name}.safetensors': tree for name, tree in frozen.items()}
   for name, tree in trees.items():

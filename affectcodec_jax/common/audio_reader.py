@@ -1,0 +1,302 @@
+"""Sound as it is found: any container and codec, joined files, pipes, headers that do not say all.
+
+WAV, FLAC, OGG and the like are read by libsndfile, to the sample; all else, and what it gives up, by the
+FFmpeg libraries that the package `av` brings. Joined files (`cat a.ogg b.ogg`) are read in turn.
+"""
+
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import shutil
+import stat
+import sys
+import tempfile
+
+import numpy as np
+import soundfile
+
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.joined import Part, damaged_pages, find_parts
+
+MIN_RATE, MAX_RATE = 4000, 768000  # Hz
+_BLOCK = 1 << 18  # samples that are decoded at once
+# Demuxers that play sound and open nothing besides the file itself, as playlists would.
+_DEMUXERS = ('aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flac,flv,loas,matroska,webm,mov,mp4,'
+             'm4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,tta,voc,w64,wav,wv')
+_SURE = ('ogg', 'mov', 'matroska')  # whose lengths are no guess
+_DAMAGE = (soundfile.SoundFileError, RuntimeError, OSError, ValueError, MemoryError, OverflowError)
+
+
+@contextlib.contextmanager
+def open_sound(path, pipes=True):
+  """Opens a file to read from and to seek in; '-' is standard input, and what a pipe holds is kept aside.
+
+  Args:
+    path: the file.
+    pipes: whether a pipe will do. In a data set it would be waited for, and read once only.
+
+  Raises:
+    UserError: not there, not to be read, or a folder or device.
+  """
+  name = 'standard input' if path == '-' else path
+  with contextlib.ExitStack() as stack:
+    try:
+      if path == '-':
+        if sys.stdin is None:
+          raise UserError('standard input is closed; give the name of a file')
+        file = stack.enter_context(open(sys.stdin.fileno(), 'rb', buffering=0, closefd=False))
+      else:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or (pipes and stat.S_ISFIFO(mode))):
+          raise UserError(f'{name}: not a regular file; give an audio file')
+        file = stack.enter_context(open(path, 'rb', buffering=0))
+      mode = os.fstat(file.fileno()).st_mode
+      if stat.S_ISCHR(mode):
+        raise UserError(f'{name}: a device or terminal; give the name of a file, or pipe one in')
+      if not stat.S_ISREG(mode):
+        kept = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+        shutil.copyfileobj(file, kept)
+        file = kept
+    except FileNotFoundError as e:
+      raise UserError(f'{name}: no such file') from e
+    except (OSError, ValueError) as e:
+      raise UserError(f'{name}: cannot be read ({getattr(e, "strerror", None) or e})') from e
+    yield file
+
+
+def read_blocks(file, name, start=0.0, seconds=None):
+  """Yields (mono float32 `[samples]`, rate in Hz) of an opened file from `start` seconds on.
+
+  `seconds` is how much will be taken, if not all: then a file need not be looked through for joined ones.
+
+  Raises:
+    UserError: not audio, or of a rate that no recording has.
+  """
+  size = os.fstat(file.fileno()).st_size
+  if seconds is not None and (_header_seconds(file, (0, size), name) or 0) >= start + seconds:
+    yield from _decode(file, (0, size), name, start)
+    return
+  parts = find_parts(file)
+  if not start and (damaged := damaged_pages(file)):
+    logging.warning('%s: damaged in %d places, where there is silence or nothing now', name, damaged)
+  if len(parts) == 1:
+    yield from _decode(file, parts[0], name, start)
+  else:
+    yield from _without(start, (b for part in parts for b in _decode(file, part, name)))
+
+
+def duration(file, name):
+  """Seconds by the header, which of joined files is the first's; decoded and counted where it does not say.
+
+  Raises:
+    UserError: as `read_blocks`.
+  """
+  known = _header_seconds(file, (0, os.fstat(file.fileno()).st_size), name)
+  return sum(len(block) / rate for block, rate in read_blocks(file, name)) if known is None else known
+
+
+def _header_seconds(file, part, name):
+  sound = _open_sndfile(file, part)
+  if sound:
+    with sound:
+      return sound.frames / check_rate(sound.samplerate, name)
+  with _open_ffmpeg(file, part, name) as container:
+    check_rate(container.streams.audio[0].rate, name)
+    return container.duration / 1e6 if container.duration and container.duration > 0 else None
+
+
+def check_rate(rate, name='audio'):
+  """`rate`, a sample rate in Hz.
+
+  Raises:
+    UserError: not a number, or none that a recording has.
+  """
+  number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
+  if not number or not MIN_RATE <= rate <= MAX_RATE:
+    raise UserError(f'{name}: sample rate {rate!r}; give audio of {MIN_RATE} to {MAX_RATE} Hz')
+  return rate
+
+
+def _unreadable(name, error):
+  reason = ' '.join(str(getattr(error, 'strerror', None) or error).split()).split(': ')[-1].rstrip('.')
+  return UserError(f'{name}: not a readable audio file ({reason}); give WAV, FLAC, OGG, MP3 or M4A')
+
+
+def _decode(file, part, name, start=0.0):
+  """`read_blocks` of one recording."""
+  sound = _open_sndfile(file, part)
+  if sound is None:
+    yield from _by_ffmpeg(file, part, name, start)
+    return
+  end, promised = yield from _by_sndfile(sound, name, start)
+  if end < promised:
+    logging.warning('%s: its header says %.2f s, it is damaged or cut after %.2f s', name, promised, end)
+    # Perhaps FFmpeg finds more behind it.
+    with contextlib.suppress(UserError) if end > start else contextlib.nullcontext():
+      yield from _by_ffmpeg(file, part, name, end)
+
+
+def _without(seconds, blocks):
+  """`blocks` but for the first `seconds`."""
+  for block, rate in blocks:
+    skip = min(round(seconds * rate), len(block))
+    seconds -= skip / rate
+    if skip < len(block):
+      yield block[skip:], rate
+
+
+# ---- libsndfile ----
+
+
+def _open_sndfile(file, part):
+  """A `SoundFile`, or None where FFmpeg has to read it."""
+  whole = part == (0, os.fstat(file.fileno()).st_size)
+  file.seek(part[0])
+  magic = file.read(4)
+  if not magic or magic[:3] == b'ID3' or (magic[0] == 0xff and magic[1:2] >= b'\xe0'):
+    return None  # of MP3 it loses what is joined, the end of VBR without an index and 17 ms in 24 s
+  file.seek(0)
+  try:
+    # Without a name, so none that is not UTF-8 or that ends in .raw.
+    sound = soundfile.SoundFile(file.fileno() if whole else Part(file, *part), closefd=False)
+  except (*_DAMAGE, TypeError):
+    return None
+  if sound.format == 'MP3' or sound.subtype.startswith('MPEG') or sound.frames >= 1 << 62:
+    sound.close()
+    return None
+  return sound
+
+
+def _by_sndfile(sound, name, start):
+  """Yields blocks; returns (where they end, where the header says that they do), in seconds."""
+  with sound:
+    rate = check_rate(sound.samplerate, name)
+    promised, skip, count = sound.frames, round(start * rate), 0
+    if skip and sound.seekable():
+      try:
+        count = sound.seek(min(skip, promised))
+        skip = 0
+      except _DAMAGE:
+        pass  # what is skipped is read: some encodings cannot be sought in
+    try:
+      while (block := sound.read(_BLOCK, dtype='float32', always_2d=True)).size:
+        count += len(block)
+        mono = block.mean(axis=1)[skip:]  # [samples, channels] -> [samples]
+        skip = max(skip - len(block), 0)
+        if mono.size:
+          yield mono, rate
+    except _DAMAGE:
+      pass  # FFmpeg reads on
+    return count / rate, promised / rate
+
+
+# ---- FFmpeg ----
+
+
+@functools.cache
+def _av():
+  try:
+    import av
+  except ImportError:
+    return None
+  av.logging.set_level(None)
+  return av
+
+
+def _open_ffmpeg(file, part, name):
+  if _av() is None:
+    raise UserError(f'{name}: neither WAV, FLAC nor OGG, and the package av, which reads all else, '
+                    'is not installed; pip install av')
+  options = {'format_whitelist': _DEMUXERS, 'protocol_whitelist': ''}
+  try:
+    container = _av().open(Part(file, *part), options=options, metadata_errors='replace')
+  except (*_DAMAGE, _av().FFmpegError) as e:
+    raise _unreadable(name, e) from e
+  if not container.streams.audio:
+    container.close()
+    raise UserError(f'{name}: holds no sound; give a file that does')
+  return container
+
+
+def _by_ffmpeg(file, part, name, start):
+  with _open_ffmpeg(file, part, name) as container:
+    first, frames = None, iter(())
+    if start > 1:
+      with contextlib.suppress(*_DAMAGE):
+        container.seek(int((start - 0.5) * 1e6))  # microseconds; to a packet before that
+        frames = _frames(container, name)
+        first = next(frames, None)
+    if first is not None and (at := _time(first, container)) is not None and at <= start:
+      yield from _without(start - at, _joined(first, frames, name))
+      return
+  with _open_ffmpeg(file, part, name) as container:  # from the beginning: it tells no times
+    frames, seconds = _frames(container, name), 0.0
+    first = next(frames, None)
+    if first is not None:
+      for block, rate in _without(start, _joined(first, frames, name)):
+        seconds += len(block) / rate
+        yield block, rate
+    promised = (container.duration or 0) / 1e6 - start if container.format.name.startswith(_SURE) else 0.0
+    if seconds < promised - 0.5:
+      logging.warning('%s: its header says %.2f s, only %.2f s can be decoded', name, promised, seconds)
+
+
+def _time(frame, container):
+  """Seconds of a frame from the first sample on, or None."""
+  if frame.pts is None:
+    return None
+  stream = container.streams.audio[0]
+  return float(frame.pts * frame.time_base - (stream.start_time or 0) * stream.time_base)
+
+
+def _frames(container, name):
+  """Decoded frames of the first sound; parts that do not decode are left out, and told."""
+  damaged, good = 0, 0
+  packets = container.demux(container.streams.audio[0])
+  while True:
+    try:
+      packet = next(packets)
+    except StopIteration:
+      break
+    except _DAMAGE as e:
+      logging.warning('%s: damaged, what follows after %d packets is missing (%s)', name, good, e)
+      break
+    try:
+      frames = packet.decode()
+    except _DAMAGE as e:
+      # Of joined MP3 files, the next one's tags are no sound.
+      damaged += bytes(packet)[:3] not in (b'ID3', b'TAG', b'APE')
+      if damaged > good + 1000:
+        raise _unreadable(name, e) from e
+      continue
+    good += 1
+    yield from frames
+  if damaged and not good:
+    raise _unreadable(name, 'nothing in it decodes')
+  if damaged:
+    logging.warning('%s: %d damaged packets of %d are left out', name, damaged, damaged + good)
+
+
+def _joined(first, frames, name):
+  """Blocks of about `_BLOCK` samples, of one rate each."""
+  waiting, count, rate = [], 0, check_rate(first.sample_rate, name)
+  for frame in itertools.chain([first], frames):
+    if count >= _BLOCK or frame.sample_rate != rate:
+      yield np.concatenate(waiting), rate
+      waiting, count, rate = [], 0, check_rate(frame.sample_rate, name)
+    waiting.append(_mono(frame))
+    count += len(waiting[-1])
+  yield np.concatenate(waiting), rate
+
+
+def _mono(frame):
+  """Float32 `[samples]` of a decoded frame of any sample format."""
+  samples = frame.to_ndarray()  # planar [channels, samples], else [1, samples * channels]
+  if not frame.format.is_planar:
+    samples = samples.reshape(-1, frame.layout.nb_channels).T
+  if np.issubdtype(samples.dtype, np.integer):
+    samples = samples / float(np.iinfo(samples.dtype).max // 2 + 1) - 1 if samples.dtype == np.uint8 else (
+        samples / float(np.iinfo(samples.dtype).max + 1))
+  return samples.astype(np.float32).mean(axis=0)

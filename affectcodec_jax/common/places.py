@@ -1,0 +1,25 @@
+"""Where caches go, and what to say without a device: what a machine may lack."""
+
+import os
+
+
+def cache_folder(name):
+  """A folder in the user's cache, made; None without a home folder, or where it cannot be written."""
+  root = os.environ.get('XDG_CACHE_HOME', '')
+  if not os.path.isabs(root):  # relative ones are to be ignored
+    root = os.path.expanduser('~/.cache')
+  if not os.path.isabs(root):  # neither HOME nor an entry in passwd
+    return None
+  folder = os.path.join(root, 'affectcodec_jax', name)
+  try:
+    os.makedirs(folder, exist_ok=True)
+  except OSError:
+    return None
+  return folder if os.access(folder, os.W_OK) else None
+
+
+def no_device(error):
+  """One line for what JAX raises without a device."""
+  wanted = os.environ.get('JAX_PLATFORMS', '')
+  reason = ' '.join(str(error).split())[:200] or 'it is not installed for that'
+  return f"JAX finds no device for JAX_PLATFORMS='{wanted}' ({reason}); unset it, or set it to cpu"
