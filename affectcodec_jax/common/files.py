@@ -8,8 +8,10 @@ import tempfile
 
 from affectcodec_jax.common.errors import UserError
 
+AnyPath = str | pathlib.Path  # of a file or a folder
 
-def make_folder(path):
+
+def make_folder(path: AnyPath) -> pathlib.Path:
   """Creates a folder for results where there is none; returns it as a `Path`.
 
   Raises:
@@ -25,7 +27,7 @@ def make_folder(path):
   return path
 
 
-def check_file(path):
+def check_file(path: AnyPath) -> pathlib.Path:
   """Where a file that is to be written lies, links followed.
 
   Raises:
@@ -42,7 +44,7 @@ def check_file(path):
 
 
 @contextlib.contextmanager
-def whole(path):
+def whole(path: AnyPath):
   """A path to write to that becomes `path` when the block ends well; an older file stays on failure.
 
   Raises:
@@ -62,7 +64,7 @@ def whole(path):
       pass  # moved into place, or never made: a folder that cannot be written has been reported
 
 
-def write_whole(path, data: bytes):
+def write_whole(path: AnyPath, data: bytes) -> None:
   """Writes a file; it appears whole or not at all, and an older one stays on failure.
 
   Raises:
@@ -72,6 +74,6 @@ def write_whole(path, data: bytes):
     temporary.write_bytes(data)
 
 
-def write_json(path, value):
+def write_json(path: AnyPath, value) -> None:
   """Writes `value` as indented JSON, by `write_whole`."""
   write_whole(path, (json.dumps(value, indent=2) + '\n').encode())
