@@ -28,9 +28,10 @@ Params = dict[str, Any]  # nested: arrays by the names of modules and parameters
 
 def use_compilation_cache() -> None:
   """Keeps compiled programs in the user's cache folder, so that a second start is quick."""
-  if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # JAX adds it at run time
+  option = 'jax_compilation_cache_dir'
+  if getattr(jax.config, option) is None:
     root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'affectcodec_jax', 'jax'))
+    jax.config.update(option, os.path.join(root, 'affectcodec_jax', 'jax'))
 
 
 def load(path: AnyPath = 'pretrained') -> 'Pretrained':
