@@ -1,10 +1,5 @@
 """Command line and library, end to end, on a codec trained for a moment."""
 
-import pathlib
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
 import soundfile
@@ -17,8 +12,6 @@ from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.tokens.afc import read_tokens
 from configs import base
 from tests.conftest import tiny, untrained_release
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope='module')
@@ -152,12 +145,3 @@ def test_tokens_of_another_model_are_refused(run):
   codec.fingerprint = b'otherone'
   with pytest.raises(UserError, match='decode with the checkpoint'):
     codec.decode(tokens)
-
-
-def test_help_is_quick_and_imports_nothing_heavy():
-  """Half a second on an idle machine; three allow for a busy one. JAX alone takes more than one."""
-  start = time.time()
-  code = ('import sys, affectcodec_jax.__main__ as m\n'
-          'try: m.main(["--help"])\nexcept SystemExit: pass\nassert "jax" not in sys.modules')
-  subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, capture_output=True)
-  assert time.time() - start < 3
