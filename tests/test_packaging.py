@@ -91,3 +91,8 @@ def test_a_wheel_says_what_it_needs(wheel):
 def version():
   import affectcodec_jax
   return affectcodec_jax.__version__
+
+
+def test_citation_and_changelog_are_of_this_version():
+  assert f'\nversion: {version()}\n' in (ROOT / 'CITATION.cff').read_text()
+  assert f'## [{version()}]' in (ROOT / 'CHANGELOG.md').read_text()
