@@ -1,16 +1,21 @@
 """The codec for those who use it: `load`, `encode`, `decode`."""
 
+from collections.abc import Sequence
 import functools
 import math
 import pathlib
+from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
+import numpy.typing as npt
 
 from affectcodec_jax import audio as audio_lib
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.arrays import as_array, check_number
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import AnyPath
 from affectcodec_jax.common.places import cache_folder, no_device
 from affectcodec_jax.config import load_config
 from affectcodec_jax.inference import release, weights
@@ -22,16 +27,18 @@ from affectcodec_jax.tokens.afc import Tokens, find_problem
 # Packaged codecs of earlier releases, by fingerprint.
 EARLIER = {'77190692d28a413d': '0.1.0'}
 
+Params = dict[str, Any]  # nested: arrays by the names of modules and parameters
 
-def use_compilation_cache():
+
+def use_compilation_cache() -> None:
   """Keeps compiled programs in the user's cache folder, so that a second start is quick."""
-  if jax.config.jax_compilation_cache_dir is None:
-    folder = cache_folder('jax')
-    if folder:
-      jax.config.update('jax_compilation_cache_dir', folder)
+  option = 'jax_compilation_cache_dir'
+  folder = cache_folder('jax')
+  if folder and getattr(jax.config, option) is None:
+    jax.config.update(option, folder)
 
 
-def load(path='pretrained'):
+def load(path: AnyPath = 'pretrained') -> 'Pretrained':
   """Loads a codec: the packaged one, a released one, or the newest checkpoint (EMA weights) of a run.
 
   Args:
@@ -75,26 +82,26 @@ class Pretrained:
 
   sample_rate = audio_lib.SAMPLE_RATE
 
-  def __init__(self, config, params, frozen, step):
+  def __init__(self, config: ConfigDict, params: Params, frozen: Params, step: int) -> None:
     self.config = config
     self.params = params
     self.frozen = frozen
     self.step = step
     self.hop_length = hop_length(config.model)
-    self.fingerprint = weights.fingerprint(config.model.to_dict(), params, frozen)
+    self.fingerprint: bytes = weights.fingerprint(config.model.to_dict(), params, frozen)
     self._inference = Inference(config, frozen)
 
   @property
-  def backend(self):
+  def backend(self) -> str:
     """What it computes on: 'cpu', 'gpu' or 'tpu'."""
     return jax.default_backend()
 
   @property
-  def stage_kbps(self):
+  def stage_kbps(self) -> float:
     """Rate of one stage in kbit/s: 0.75 for 15 bits at 50 Hz."""
     return bits_per_stage(self.config.model) * self.sample_rate / self.hop_length / 1000
 
-  def num_stages(self, kbps):
+  def num_stages(self, kbps: float | None) -> int:
     """Stages that make `kbps`; None means all.
 
     Raises:
@@ -109,7 +116,7 @@ class Pretrained:
       raise UserError(f'{kbps:g} kbps is not a rate of this codec; it has {rates}')
     return round(stages)
 
-  def encode(self, audio, sample_rate, kbps=None) -> Tokens:
+  def encode(self, audio: npt.ArrayLike, sample_rate: float, kbps: float | None = None) -> Tokens:
     """Encodes one utterance.
 
     Args:
@@ -121,13 +128,21 @@ class Pretrained:
     Returns:
       `Tokens`: `codes` `[frames, stages]` with the length and level needed to decode exactly. It
       goes wherever an array goes.
+
+    Raises:
+      UserError: not such audio, no samples, samples that are not finite, or not a rate of this codec; more
+        than ten minutes where the teacher has to hear a recording as a whole.
     """
     return self.encode_batch([audio], sample_rate, kbps)[0]
 
-  def encode_batch(self, recordings, sample_rate, kbps=None, batch=1):
+  def encode_batch(self, recordings: Sequence[npt.ArrayLike], sample_rate: float,
+                   kbps: float | None = None, batch: int = 1) -> list[Tokens]:
     """`encode` of a list of recordings, of any lengths, `batch` pieces of 20 s or less at a time.
 
     Each comes out as it does by itself.
+
+    Raises:
+      UserError: as `encode`; a batch of less than 1.
     """
     stages = self.num_stages(kbps)
     if not isinstance(batch, int) or batch < 1:
@@ -140,7 +155,7 @@ class Pretrained:
                    bits_per_code=bits_per_stage(self.config.model), fingerprint=self.fingerprint)
             for c, r, gain in zip(codes, mono, gains)]
 
-  def decode(self, tokens, kbps=None):
+  def decode(self, tokens: Tokens | npt.ArrayLike, kbps: float | None = None) -> np.ndarray:
     """Decodes `Tokens`, or a plain integer array `[frames, stages]` of any number of stages.
 
     Returns:
@@ -151,7 +166,8 @@ class Pretrained:
     """
     return self.decode_batch([tokens], kbps)[0]
 
-  def decode_batch(self, tokens, kbps=None, batch=1):
+  def decode_batch(self, tokens: Sequence[Tokens | npt.ArrayLike], kbps: float | None = None,
+                   batch: int = 1) -> list[np.ndarray]:
     """`decode` of a list of `Tokens` or arrays of one number of stages; each comes out as by itself.
 
     Raises:
@@ -165,13 +181,15 @@ class Pretrained:
     audio = self._inference.decode(self.params, codes, batch)
     return [a[:n] / np.float32(10 ** (gain / 20)) for a, n, gain in zip(audio, samples, gains)]
 
-  def utterance_embedding(self, audio, sample_rate):
+  def utterance_embedding(self, audio: npt.ArrayLike, sample_rate: float) -> np.ndarray:
     """What the encoder takes a whole recording's emotion for, `[adapter_dim]`; audio as `encode`'s."""
     mono = audio_lib.resample(audio_lib.to_mono(audio), sample_rate, self.sample_rate)
     levelled = mono * np.float32(10 ** (audio_lib.level_gain(mono) / 20))
     return self._inference.hear(self.params, self.frozen, [levelled])[1][0]
 
-  def stream_encoder(self, kbps=None, chunk_frames=CHUNK, lookahead=None, gain_db=0.0, utterance=None):
+  def stream_encoder(self, kbps: float | None = None, chunk_frames: int = CHUNK,
+                     lookahead: int | None = None, gain_db: float = 0.0,
+                     utterance: npt.ArrayLike | None = None) -> StreamEncoder:
     """A `streaming.StreamEncoder`: `push(audio)` gives codes `[frames, stages]`, `flush()` the last ones.
 
     Compiles, so that no `push` has to.
@@ -188,16 +206,18 @@ class Pretrained:
       UserError: a value that cannot be, or a codec whose teacher has to hear a recording as a whole.
     """
     if utterance is not None:
-      utterance = as_array(utterance, 'utterance')
+      given: np.ndarray = as_array(utterance, 'utterance')
       width = self.config.model.adapter_dim if self.config.model.conditioning else 0
-      if utterance.shape != (width,) or utterance.dtype.kind != 'f' or not np.isfinite(utterance).all():
-        raise UserError(f'utterance must be an embedding [{width}] of finite float, got {utterance.dtype} '
-                        f'{list(utterance.shape)}')
-      utterance = utterance.astype(np.float32)
-    return StreamEncoder(self._inference, *jax.device_put((self.params, self.frozen)),
-                         self.num_stages(kbps), chunk_frames, lookahead, gain_db, utterance)
+      if given.shape != (width,) or given.dtype.kind != 'f' or not np.isfinite(given).all():
+        raise UserError(f'utterance must be an embedding [{width}] of finite float, got {given.dtype} '
+                        f'{list(given.shape)}')
+      utterance = given.astype(np.float32)
+    params, frozen = jax.device_put((self.params, self.frozen))
+    return StreamEncoder(self._inference, params, frozen, self.num_stages(kbps), chunk_frames, lookahead,
+                         gain_db, utterance)
 
-  def stream_decoder(self, kbps=None, chunk_frames=CHUNK, lookahead=None, gain_db=0.0):
+  def stream_decoder(self, kbps: float | None = None, chunk_frames: int = CHUNK,
+                     lookahead: int | None = None, gain_db: float = 0.0) -> StreamDecoder:
     """A `streaming.StreamDecoder`: `push(codes)` gives audio, `push_lost(n)` conceals, `flush()` ends.
 
     Compiles, so that no `push` has to. With the whole lookahead the audio is that of `decode`.
@@ -214,7 +234,7 @@ class Pretrained:
                          2 ** bits_per_stage(self.config.model), chunk_frames, lookahead, gain_db,
                          self.config.model.num_stages)
 
-  def _checked(self, tokens, kbps):
+  def _checked(self, tokens: Tokens | npt.ArrayLike, kbps: float | None) -> tuple[np.ndarray, int, float]:
     """(codes of the stages asked for, samples, gain in dB) of what `decode` takes."""
     top = self.config.model.num_stages
     if isinstance(tokens, Tokens):
@@ -247,6 +267,6 @@ class Pretrained:
       codes = codes[:, :self.num_stages(kbps)]
     return np.asarray(codes, np.int32), samples, gain
 
-  def working_memory(self, seconds):
-    """Bytes besides weights that XLA reserves to encode and to decode so many seconds, by name."""
+  def working_memory(self, seconds: float) -> dict[str, int]:
+    """Bytes besides weights that XLA reserves for so many seconds: {'encode': …, 'decode': …}."""
     return self._inference.working_memory(self.params, self.frozen, math.ceil(seconds * 50))

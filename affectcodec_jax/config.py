@@ -1,15 +1,17 @@
 """Configurations: read from a Python file, overridden on the command line, kept as JSON."""
 
+from collections.abc import Mapping, Sequence
 import json
 import os
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import write_json
+from affectcodec_jax.common.files import AnyPath, write_json
 from affectcodec_jax.emotion.teachers import EMOTION2VEC, KINDS
 from affectcodec_jax.models.codec import bits_per_stage, hop_length
 
@@ -40,7 +42,7 @@ TRAINING_FIELDS = {
 }
 
 
-def parse_args(argv, description, **strings):
+def parse_args(argv: Sequence[str], description: str, **strings: str) -> tuple[Any, ...]:
   """Reads `--config FILE --workdir DIR --config.field=value …`: (ConfigDict, workdir, *strings).
 
   `strings` are further flags of the command and their help; each is None where it is not given.
@@ -84,7 +86,7 @@ def parse_args(argv, description, **strings):
   return values.config, values.workdir, *(values[name].value for name in strings)
 
 
-def require(config, sections, origin):
+def require(config: ConfigDict, sections: Mapping[str, Sequence[str]], origin: AnyPath) -> None:
   """Checks that a configuration has every section and field that is needed.
 
   Args:
@@ -103,7 +105,7 @@ def require(config, sections, origin):
         raise UserError(f"{origin}: has no field '{section}.{field}'; is it made for another command?")
 
 
-def validate(config):
+def validate(config: ConfigDict) -> None:
   """Checks a codec's configuration for what one field cannot say by itself.
 
   Raises:
@@ -138,7 +140,7 @@ def validate(config):
     raise UserError(f'data.crop_seconds={config.data.crop_seconds} is too short; use 0.14 or more')
 
 
-def check_model(config):
+def check_model(config: ConfigDict) -> None:
   """Checks what a codec is made of, in training and in use.
 
   Raises:
@@ -178,18 +180,22 @@ def check_model(config):
                     'stages of 16 bits; change model.num_stages or the levels')
 
 
-def crop_samples(config):
+def crop_samples(config: ConfigDict) -> int:
   """Samples of a training crop: `data.crop_seconds` rounded down to whole frames."""
   hop = hop_length(config.model)
   return int(round(config.data.crop_seconds * 16000)) // hop * hop
 
 
-def save_config(path, config):
-  """Writes the resolved configuration as JSON; the file appears whole or not at all."""
+def save_config(path: AnyPath, config: ConfigDict) -> None:
+  """Writes the resolved configuration as JSON; the file appears whole or not at all.
+
+  Raises:
+    UserError: a place that cannot be written.
+  """
   write_json(path, json.loads(config.to_json()))
 
 
-def load_config(path):
+def load_config(path: AnyPath) -> ConfigDict:
   """Reads what `save_config` wrote for a codec's run.
 
   Raises:

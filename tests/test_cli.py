@@ -1,10 +1,6 @@
 """Command line and library, end to end, on a codec trained for a moment."""
 
 import dataclasses
-import pathlib
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,8 +14,6 @@ from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.tokens.afc import read_tokens
 from configs import base
 from tests.conftest import tiny, untrained_release
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope='module')
@@ -156,12 +150,3 @@ def test_tokens_of_another_model_are_refused(run):
   tokens = dataclasses.replace(tokens, fingerprint=bytes.fromhex('77190692d28a413d'))
   with pytest.raises(UserError, match='release 0.1.0; that release decodes them'):
     codec.decode(tokens)
-
-
-def test_help_is_quick_and_imports_nothing_heavy():
-  """Half a second on an idle machine; three allow for a busy one. JAX alone takes more than one."""
-  start = time.time()
-  code = ('import sys, affectcodec_jax.__main__ as m\n'
-          'try: m.main(["--help"])\nexcept SystemExit: pass\nassert "jax" not in sys.modules')
-  subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, capture_output=True)
-  assert time.time() - start < 3

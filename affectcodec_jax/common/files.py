@@ -10,8 +10,10 @@ import tempfile
 
 from affectcodec_jax.common.errors import UserError
 
+AnyPath = str | pathlib.Path  # of a file or a folder
 
-def make_folder(path):
+
+def make_folder(path: AnyPath) -> pathlib.Path:
   """Creates a folder for results where there is none; returns it as a `Path`.
 
   Raises:
@@ -26,7 +28,7 @@ def make_folder(path):
   return path
 
 
-def check_file(path):
+def check_file(path: AnyPath) -> pathlib.Path:
   """Where a file that is to be written lies, links followed.
 
   Raises:
@@ -59,7 +61,7 @@ def _try_folder(path):
 
 
 @contextlib.contextmanager
-def whole(path):
+def whole(path: AnyPath):
   """A path to write to that becomes `path` when the block ends well; an older file stays on failure.
 
   What was written is on the disk before it takes the old one's place, and keeps its permissions.
@@ -100,7 +102,7 @@ def _flush(path):
     os.close(descriptor)
 
 
-def write_whole(path, data: bytes):
+def write_whole(path: AnyPath, data: bytes) -> None:
   """Writes a file, whole or not at all: an older one stays on failure. '-' is standard output.
 
   Raises:
@@ -138,7 +140,7 @@ def write_output(data: bytes):
     raise UserError(f'standard output: cannot be written ({e.strerror}), not all is out') from e
 
 
-def write_json(path, value):
+def write_json(path: AnyPath, value) -> None:
   """Writes `value` as indented JSON, by `write_whole`."""
   write_whole(path, (json.dumps(value, indent=2) + '\n').encode())
 

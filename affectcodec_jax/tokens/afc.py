@@ -9,9 +9,10 @@ import struct
 import zlib
 
 import numpy as np
+import numpy.typing as npt
 
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import read_bytes, write_whole
+from affectcodec_jax.common.files import AnyPath, read_bytes, write_whole
 from affectcodec_jax.tokens import entropy
 
 MAGIC = b'AFCT'
@@ -52,23 +53,28 @@ class Tokens:
   digit_bits: tuple[int, ...] = ()
 
   @property
-  def shape(self):
+  def shape(self) -> tuple[int, int]:
     """`(frames, stages)`."""
-    return self.codes.shape
+    frames, stages = self.codes.shape
+    return frames, stages
 
   @property
   def kbps(self) -> float:
     """Bit rate of the codes in kbit/s, without header and entropy coding."""
     return self.shape[1] * self.bits_per_code * self.sample_rate / self.hop_length / 1000
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.codes)
 
-  def __array__(self, dtype=None, copy=None):
+  def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
     return np.array(self.codes, dtype=dtype, copy=copy)
 
-  def truncate(self, stages) -> 'Tokens':
-    """The same recording at the lower rate of its first `stages` stages."""
+  def truncate(self, stages: int) -> 'Tokens':
+    """The same recording at the lower rate of its first `stages` stages.
+
+    Raises:
+      UserError: there are not so many, or none is to be kept.
+    """
     if not 1 <= stages <= self.shape[1]:
       raise UserError(f'cannot keep {stages} stages: the tokens have {self.shape[1]}; '
                       f'choose 1 to {self.shape[1]}')
@@ -104,12 +110,12 @@ def pack(tokens: Tokens) -> bytes:
   return fields + _CRC.pack(zlib.crc32(payload, zlib.crc32(fields))) + payload
 
 
-def packed_size(tokens) -> int:
+def packed_size(tokens: Tokens) -> int:
   """Bytes of the file of `tokens` without entropy coding."""
   return HEADER_BYTES + (tokens.codes.size * tokens.bits_per_code + 7) // 8
 
 
-def unpack(data: bytes, name='token file') -> Tokens:
+def unpack(data: bytes, name: str = 'token file') -> Tokens:
   """Inverse of `pack`. `name` begins the error messages.
 
   Raises:
@@ -133,9 +139,11 @@ def unpack(data: bytes, name='token file') -> Tokens:
     raise UserError(f'{name}: corrupt header ({problem}); copy or encode the file again')
   payload = data[header:]
   if version == PACKED:
-    digit_bits, expected = (), header + (frames * stages * bits + 7) // 8
+    digit_bits: tuple[int, ...] = ()
+    expected = header + (frames * stages * bits + 7) // 8
   else:
-    digit_bits = _read_digits(*_DIGITS.unpack_from(data, _FIELDS.size), bits, name)
+    begins, = _DIGITS.unpack_from(data, _FIELDS.size)
+    digit_bits = _read_digits(begins, bits, name)
     streams, end = _find_stages(payload, stages, frames, bits, name)
     expected = header + end
   if len(data) < expected:
@@ -154,7 +162,7 @@ def unpack(data: bytes, name='token file') -> Tokens:
   return Tokens(np.ascontiguousarray(codes.T), samples, gain_db, fingerprint, bits, rate, hop, digit_bits)
 
 
-def write_tokens(path, tokens: Tokens):
+def write_tokens(path: AnyPath, tokens: Tokens) -> None:
   """Writes a token file, whole or not at all: an older one stays on failure. '-' is standard output.
 
   Raises:
@@ -163,7 +171,7 @@ def write_tokens(path, tokens: Tokens):
   write_whole(path, pack(tokens))
 
 
-def read_tokens(path) -> Tokens:
+def read_tokens(path: AnyPath) -> Tokens:
   """Reads a token file; '-' is standard input.
 
   Raises:
@@ -172,12 +180,16 @@ def read_tokens(path) -> Tokens:
   return unpack(read_bytes(path), 'standard input' if path == '-' else str(path))
 
 
-def truncate_file(src, dst, stages):
-  """Writes the first `stages` stages of the token file `src` to `dst`. Needs no model."""
+def truncate_file(src: AnyPath, dst: AnyPath, stages: int) -> None:
+  """Writes the first `stages` stages of the token file `src` to `dst`. Needs no model.
+
+  Raises:
+    UserError: as `read_tokens`, `Tokens.truncate` and `write_tokens`.
+  """
   write_tokens(dst, read_tokens(src).truncate(stages))
 
 
-def find_problem(tokens: Tokens):
+def find_problem(tokens: Tokens) -> str | None:
   """Why `tokens` cannot be, in words, or None; codes are not looked at beyond their shape."""
   shape = np.shape(tokens.codes)
   if len(shape) != 2:
@@ -189,7 +201,8 @@ def find_problem(tokens: Tokens):
     return f'a field is no number ({e})'
 
 
-def _problem(stages, bits, hop, rate, frames, samples, gain_db):
+def _problem(stages: int, bits: int, hop: int, rate: int, frames: int, samples: int,
+             gain_db: float) -> str | None:
   """Why these header values cannot be, or None."""
   if not 1 <= stages <= 255:
     return f'{stages} stages, must be 1 to 255'
@@ -208,13 +221,13 @@ def _problem(stages, bits, hop, rate, frames, samples, gain_db):
   return None
 
 
-def _pack_bits(codes, bits) -> bytes:
+def _pack_bits(codes: np.ndarray, bits: int) -> bytes:
   """Packs `[n]` codes of `bits` bits, most significant bit first, zeros after the last."""
   words = codes.astype('>u2').view(np.uint8).reshape(-1, 2)  # [n, 2]
   return np.packbits(np.unpackbits(words, axis=1)[:, 16 - bits:]).tobytes()
 
 
-def _unpack_bits(payload, n, bits, name):
+def _unpack_bits(payload: bytes, n: int, bits: int, name: str) -> np.ndarray:
   """Inverse of `_pack_bits`: int32 `[n]`."""
   padding = 8 * len(payload) - n * bits
   if payload[-1] & ((1 << padding) - 1):
@@ -225,13 +238,13 @@ def _unpack_bits(payload, n, bits, name):
   return np.packbits(words, axis=1).view('>u2')[:, 0].astype(np.int32)
 
 
-def _stage_sizes(frames, bits):
+def _stage_sizes(frames: int, bits: int) -> tuple[int, int]:
   """Bytes of a stage that is bit-packed, and the fewest that it may take coded."""
   packed = (frames * bits + 7) // 8
   return packed, -(-packed // _MOST_SAVED)
 
 
-def _pack_size(n) -> bytes:
+def _pack_size(n: int) -> bytes:
   """Seven bits a byte, the lowest first; all bytes but the last have the highest bit set."""
   out = bytearray()
   while n > 0x7f:
@@ -240,10 +253,11 @@ def _pack_size(n) -> bytes:
   return bytes(out) + bytes([n])
 
 
-def _find_stages(payload, stages, frames, bits, name):
+def _find_stages(payload: bytes, stages: int, frames: int, bits: int, name: str) -> tuple[list[bytes], int]:
   """The stream of each stage, and where the last one ends; a size alone is read where it is cut off."""
   packed, least = _stage_sizes(frames, bits)
-  streams, at = [], 0
+  streams: list[bytes] = []
+  at = 0
   for k in range(stages):
     size = shift = 0
     while True:
@@ -261,7 +275,7 @@ def _find_stages(payload, stages, frames, bits, name):
   return streams, at
 
 
-def _pack_stage(codes, digit_bits) -> bytes:
+def _pack_stage(codes: np.ndarray, digit_bits: tuple[int, ...]) -> bytes:
   """Size and stream of one stage `[frames]`: coded or, where that is no shorter, bit-packed."""
   bits = sum(digit_bits)
   packed, least = _stage_sizes(len(codes), bits)
@@ -271,7 +285,7 @@ def _pack_stage(codes, digit_bits) -> bytes:
   return _pack_size(len(stream)) + stream
 
 
-def _unpack_stage(stream, frames, digit_bits, name):
+def _unpack_stage(stream: bytes, frames: int, digit_bits: tuple[int, ...], name: str) -> np.ndarray:
   """Codes `[frames]` of one stage's stream."""
   packed, least = _stage_sizes(frames, sum(digit_bits))
   if len(stream) == packed:
@@ -282,7 +296,7 @@ def _unpack_stage(stream, frames, digit_bits, name):
   return codes
 
 
-def _read_digits(begins, bits, name):
+def _read_digits(begins: int, bits: int, name: str) -> tuple[int, ...]:
   """Bits of each digit of a code, from the bits that a digit begins at."""
   firsts = [i for i in range(_MAX_BITS) if begins >> i & 1]
   digit_bits = tuple(np.diff([*firsts, bits]).tolist())

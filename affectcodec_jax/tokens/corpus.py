@@ -5,26 +5,36 @@ writes each shard when it is whole. Which recordings a shard holds follows from 
 that was stopped goes on with the first shard that is missing and ends with the same files.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import hashlib
 import json
 import pathlib
 import sys
 import time
+from typing import Any
 
 import tqdm
 
 from affectcodec_jax.common import workers
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import make_folder, parse_json, write_json, write_whole
+from affectcodec_jax.common.files import AnyPath, make_folder, parse_json, write_json, write_whole
 from affectcodec_jax.data.folder import list_rows, select_rows
 from affectcodec_jax.tokens import shards as token_shards
+from affectcodec_jax.tokens.afc import Tokens
+
+Row = dict[str, Any]  # what a manifest says of a recording, its path and its key
+Load = Callable[[AnyPath], Any]  # gives a codec: see `affectcodec_jax.load`
+Encoded = tuple[Tokens | None, str]  # tokens or, where there are none, the reason
+Encode = Callable[[Sequence[AnyPath]], list[Encoded]]
+Chunk = tuple[int, list[Row]]  # number of the shard, recordings of it
 
 _VERSION = 1  # of the files; a folder of another version is not gone on with
 
 
-def tokenize(load, data, out, checkpoint='pretrained', kbps=None, split=None, formats=('arrayrecord',),
-             shard_files=1000, processes=None, batch=1):
+def tokenize(load: Load, data: AnyPath, out: AnyPath, checkpoint: AnyPath = 'pretrained',
+             kbps: float | None = None, split: str | None = None, formats: Sequence[str] = ('arrayrecord',),
+             shard_files: int = 1000, processes: int | None = None, batch: int = 1) -> dict[str, float]:
   """Writes the tokens of a corpus to the folder `out`, or goes on doing so.
 
   A recording that cannot be read or encoded is left out, and listed in `out`/skipped.jsonl with the reason.
@@ -55,7 +65,7 @@ def tokenize(load, data, out, checkpoint='pretrained', kbps=None, split=None, fo
     token_shards.require_parquet()
   rows = _rows(data, split)
   shards = [rows[i:i + shard_files] for i in range(0, len(rows), shard_files)]
-  out = make_folder(out)
+  folder = make_folder(out)
   try:
     with workers.pool(1) as one:
       backend, codec = one.submit(_describe, load, checkpoint, kbps).result()
@@ -63,7 +73,7 @@ def tokenize(load, data, out, checkpoint='pretrained', kbps=None, split=None, fo
     raise UserError('the process that loaded the codec died, perhaps for lack of memory') from e
   settings = {'version': _VERSION, **codec, 'formats': list(formats), 'files': len(rows),
               'list_sha256': _list_hash(rows), 'shard_files': shard_files, 'shards': len(shards)}
-  index, skipped = _resume(out, settings)
+  index, skipped = _resume(folder, settings)
   todo = [i for i in range(len(shards)) if str(i) not in index['shards']]
   if 0 < len(todo) < len(shards):
     print(f'{out}: {len(shards) - len(todo)} of {len(shards)} shards are finished, going on')
@@ -88,7 +98,7 @@ def tokenize(load, data, out, checkpoint='pretrained', kbps=None, split=None, fo
       skipped += bad
       seconds = round(sum(c['seconds'] for c in clips), 3)
       index['shards'][str(shard)] = {'clips': len(clips), 'seconds': seconds, 'skipped': len(bad)}
-      _finish_shard(out, shard, index, clips, skipped)
+      _finish_shard(folder, shard, index, clips, skipped)
       bar.write(f'shard {shard + 1} of {len(shards)}: {len(clips)} clips, {len(bad)} skipped; {speed}')
       clips, bad = [], []
   bar.close()
@@ -102,12 +112,12 @@ def tokenize(load, data, out, checkpoint='pretrained', kbps=None, split=None, fo
   return total
 
 
-def _speed(done, elapsed):
+def _speed(done: Mapping[str, float], elapsed: float) -> str:
   """Throughput in words, of the time since the first recording, loading of the codec included."""
   return f'{done["clips"] / elapsed:.1f} clips/s, {done["seconds"] / elapsed:.1f} x real time'
 
 
-def _rows(data, split):
+def _rows(data: AnyPath, split: str | None) -> list[Row]:
   """What to encode, in order: what the data lists of that split."""
   rows = list_rows(data)
   rows = rows if split is None else select_rows(rows, split, data)
@@ -116,13 +126,13 @@ def _rows(data, split):
   return rows
 
 
-def _list_hash(rows):
+def _list_hash(rows: list[Row]) -> str:
   """Tells lists of recordings and of what is known of them apart; where they lie does not matter."""
   known = [{k: v for k, v in row.items() if k != 'path'} for row in rows]
   return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-def _resume(out, settings):
+def _resume(out: pathlib.Path, settings: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], list[Row]]:
   """(index, lines of skipped recordings) of the finished shards in `out`; a fresh index where it is new.
 
   Raises:
@@ -155,7 +165,8 @@ def _resume(out, settings):
     raise UserError(f'{path}: damaged ({e}); delete it to go on without what it says') from e
 
 
-def _finish_shard(out, shard, index, clips, skipped):
+def _finish_shard(out: pathlib.Path, shard: int, index: dict[str, dict[str, Any]],
+                  clips: list[token_shards.Clip], skipped: list[Row]) -> None:
   """Writes a shard, and only then that it is there."""
   for kind in index['settings']['formats']:
     token_shards.write_shard(
@@ -167,7 +178,7 @@ def _finish_shard(out, shard, index, clips, skipped):
   write_json(out / token_shards.INDEX, index)
 
 
-def _in_order(chunks, encode, processes):
+def _in_order(chunks: list[Chunk], encode: Encode, processes: int) -> Iterator[tuple[Chunk, list[Encoded]]]:
   """Yields ((shard, rows), results) of `chunks` in order. What kills its process is skipped, no more."""
   at = 0
   while at < len(chunks):
@@ -182,7 +193,7 @@ def _in_order(chunks, encode, processes):
       at += 1
 
 
-def _alone(encode, row):
+def _alone(encode: Encode, row: Row) -> Encoded:
   """(tokens, reason) of one recording in a process of its own."""
   try:
     with workers.pool(1) as one:
@@ -195,27 +206,28 @@ def _alone(encode, row):
 
 
 @functools.cache
-def _load(load, checkpoint):
+def _load(load: Load, checkpoint: AnyPath) -> Any:
   return load(checkpoint)
 
 
-def _describe(load, checkpoint, kbps):
+def _describe(load: Load, checkpoint: AnyPath, kbps: float | None) -> tuple[str, dict[str, Any]]:
   """(kind of device, what tells the tokens of one codec and rate from another's)."""
   codec = _load(load, checkpoint)
   stages = codec.num_stages(kbps)
   return codec.backend, {'model': codec.fingerprint.hex(), 'stages': stages,
-                                 'kbps': stages * codec.stage_kbps}
+                         'kbps': stages * codec.stage_kbps}
 
 
-def _encode_chunk(encode, chunk):
+def _encode_chunk(encode: Encode, chunk: Chunk) -> list[Encoded]:
   return encode([row['path'] for row in chunk[1]])
 
 
-def _encode(load, checkpoint, kbps, batch, paths):
-  """(tokens, None) or (None, reason) of each path."""
+def _encode(load: Load, checkpoint: AnyPath, kbps: float | None, batch: int,
+            paths: Sequence[AnyPath]) -> list[Encoded]:
+  """Tokens, or the reason why there are none, of each path."""
   from affectcodec_jax.audio import SAMPLE_RATE, read_audio
-  codec, results = _load(load, checkpoint), [None] * len(paths)
-  audio = {}
+  codec = _load(load, checkpoint)
+  audio, results = {}, {}  # by place in `paths`
   for i, path in enumerate(paths):
     try:
       audio[i] = read_audio(path, pipes=False)
@@ -224,15 +236,15 @@ def _encode(load, checkpoint, kbps, batch, paths):
   try:
     encoded = codec.encode_batch(list(audio.values()), SAMPLE_RATE, kbps, batch) if audio else []
     for i, tokens in zip(audio, encoded):
-      results[i] = (tokens, None)
+      results[i] = (tokens, '')
   except Exception as e:
     if len(paths) > 1:  # one of them: each by itself
       return [_encode(load, checkpoint, kbps, batch, [path])[0] for path in paths]
     results[0] = (None, _reason(e, paths[0]))
-  return results
+  return [results[i] for i in range(len(paths))]
 
 
-def _reason(error, path):
+def _reason(error: Exception, path: AnyPath) -> str:
   """One line that does not repeat where the file lies."""
   text = ' '.join(str(error).split()).removeprefix(f'{pathlib.Path(path)}: ')
   return text if isinstance(error, UserError) else f'{type(error).__name__}: {text[:200]}'

@@ -5,6 +5,7 @@ regression tells the eight emotions from that. What codes mean differs from code
 belongs to one fingerprint; `python -m affectcodec_jax analyse token_emotion` makes it.
 """
 
+from collections.abc import Mapping, Sequence
 import json
 import math
 import os
@@ -16,8 +17,11 @@ import safetensors.numpy
 
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import parse_json, write_whole
+from affectcodec_jax.common.files import AnyPath, parse_json, write_whole
 from affectcodec_jax.common.labels import EMOTIONS, VALENCE_AROUSAL_DOMINANCE
+from affectcodec_jax.tokens.afc import Tokens
+
+Levels = Mapping[str, Sequence[int]]  # {'emotion': …, 'acoustic': …}: FSQ levels of the blocks
 
 PACKAGED = packaged.TOKEN_EMOTION
 KINDS = ('emotion', 'acoustic', 'both')
@@ -36,10 +40,10 @@ class Predictor(NamedTuple):
   """
 
   fingerprint: bytes
-  levels: dict
-  weights: dict
+  levels: Levels
+  weights: dict[int, tuple[str, np.ndarray]]
 
-  def stages_used(self, stages):
+  def stages_used(self, stages: int) -> int:
     """The most stages, of `stages` that tokens have, that there is a regression for.
 
     Raises:
@@ -50,13 +54,17 @@ class Predictor(NamedTuple):
       raise UserError(f'this predictor needs {min(self.weights)} stages or more, the tokens have {stages}')
     return max(fit)
 
-  def probabilities(self, codes):
-    """Probabilities `[emotions]` of codes `[frames, stages]`; stages in between rates are left out."""
+  def probabilities(self, codes: np.ndarray) -> np.ndarray:
+    """Probabilities `[emotions]` of codes `[frames, stages]`; stages in between rates are left out.
+
+    Raises:
+      UserError: too few stages.
+    """
     stages = self.stages_used(codes.shape[1])
     kind, weights = self.weights[stages]
     return apply(weights, features(codes[:, :stages], self.levels, kind))
 
-  def predict(self, tokens):
+  def predict(self, tokens: Tokens) -> np.ndarray:
     """The same of `Tokens`.
 
     Raises:
@@ -68,14 +76,14 @@ class Predictor(NamedTuple):
     return self.probabilities(tokens.codes)
 
 
-def apply(weights, x):
+def apply(weights: np.ndarray, x: np.ndarray) -> np.ndarray:
   """Probabilities `[..., emotions]` of features `[..., F]` by a regression `[1 + F, emotions]`."""
   logits = weights[0] + x @ weights[1:]
   p = np.exp(logits - logits.max(axis=-1, keepdims=True))
   return p / p.sum(axis=-1, keepdims=True)
 
 
-def features(codes, levels, kind):
+def features(codes: np.ndarray, levels: Levels, kind: str) -> np.ndarray:
   """Statistics of one utterance.
 
   Of the emotion block, by stage: how often each code occurs, and how often each follows each. Of the
@@ -106,12 +114,12 @@ def features(codes, levels, kind):
   return np.concatenate([p.ravel() for p in parts])
 
 
-def _shares(values, size):
+def _shares(values: np.ndarray, size: int) -> np.ndarray:
   """How often each of 0 … size - 1 occurs in each column of `[n, stages]`: `[stages, size]`."""
   return np.stack([np.bincount(column, minlength=size) for column in values.T]) / max(len(values), 1)
 
 
-def valence_arousal_dominance(probabilities):
+def valence_arousal_dominance(probabilities: np.ndarray) -> dict[str, float]:
   """Ratings of the emotions' names (`common.labels`), 1 to 9, weighted by `[emotions]`: {'valence': …}.
 
   A mapping of the categories: nothing here was trained on ratings of valence, arousal or dominance.
@@ -120,15 +128,19 @@ def valence_arousal_dominance(probabilities):
           for name, values in VALENCE_AROUSAL_DOMINANCE.items()}
 
 
-def save(path, predictor):
-  """Writes a predictor as safetensors; the file appears whole or not at all."""
+def save(path: AnyPath, predictor: Predictor) -> None:
+  """Writes a predictor as safetensors; the file appears whole or not at all.
+
+  Raises:
+    UserError: a place that cannot be written.
+  """
   about = {'fingerprint': predictor.fingerprint.hex(), 'levels': json.dumps(predictor.levels),
            'emotions': ' '.join(EMOTIONS)}
   tensors = {f'{stages}/{kind}': w.astype(np.float32) for stages, (kind, w) in predictor.weights.items()}
   write_whole(path, safetensors.numpy.save(tensors, about))
 
 
-def _read_levels(text):
+def _read_levels(text: str) -> dict[str, list[int]]:
   levels = parse_json(text)
   for name in ('emotion', 'acoustic'):
     whole = isinstance(levels[name], list) and all(type(n) is int and 2 <= n <= 256 for n in levels[name])
@@ -137,7 +149,7 @@ def _read_levels(text):
   return levels
 
 
-def load(path=None):
+def load(path: AnyPath | None = None) -> Predictor:
   """Reads a predictor; the packaged one by default.
 
   Raises:

@@ -6,6 +6,8 @@ the frame before, and its higher bits. Nothing is trained or shipped. What it sa
 is in docs/entropy-coding.md, every step of the arithmetic in docs/afc-format.md.
 """
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from affectcodec_jax.common.errors import UserError
@@ -16,7 +18,7 @@ _BOTTOM = 1 << 24
 _TOP = 1 << 32
 
 
-def encode(codes, digit_bits) -> bytes:
+def encode(codes: np.ndarray, digit_bits: Sequence[int]) -> bytes:
   """Codes a stage.
 
   Args:
@@ -57,7 +59,7 @@ def encode(codes, digit_bits) -> bytes:
   return bytes(out).rstrip(b'\0')
 
 
-def decode(data, frames, digit_bits):
+def decode(data: bytes, frames: int, digit_bits: Sequence[int]) -> tuple[np.ndarray, int]:
   """Inverse of `encode`: int32 `[frames]`. Any bytes decode to some codes.
 
   Returns:
@@ -97,7 +99,7 @@ def decode(data, frames, digit_bits):
   return codes, at
 
 
-def decisions(codes, digit_bits):
+def decisions(codes: np.ndarray, digit_bits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
   """The binary decisions behind a stage's codes `[frames]`, in the order in which they are coded.
 
   Returns:
@@ -114,12 +116,12 @@ def decisions(codes, digit_bits):
   return np.stack(contexts, axis=1).ravel(), np.stack(bits, axis=1).ravel()
 
 
-def num_contexts(digit_bits):
+def num_contexts(digit_bits: Sequence[int]) -> int:
   """Contexts of a stage: 16 of a digit of 2 bits, of which 12 occur."""
   return sum(4 ** n for n in digit_bits)
 
 
-def check_digits(digit_bits, bits_per_code):
+def check_digits(digit_bits: Sequence[int], bits_per_code: int) -> None:
   """Refuses digits that do not make up a code.
 
   Raises:
@@ -130,7 +132,7 @@ def check_digits(digit_bits, bits_per_code):
                     f'{bits_per_code} of a code, got {", ".join(map(str, digit_bits))}')
 
 
-def _digits(digit_bits):
+def _digits(digit_bits: Sequence[int]) -> Iterator[tuple[int, int, int]]:
   """(bits, lowest bit in the code, first context) of each digit."""
   shift = start = 0
   for n in digit_bits:
@@ -139,19 +141,19 @@ def _digits(digit_bits):
     start += 4 ** n
 
 
-def _fresh_counts(digit_bits):
+def _fresh_counts(digit_bits: Sequence[int]) -> tuple[list[int], list[int]]:
   """Ones, and zeros and ones together, of every context: one of each."""
   n = num_contexts(digit_bits)
   return [1] * n, [2] * n
 
 
-def _halve(ones, sums, c):
+def _halve(ones: list[int], sums: list[int], c: int) -> None:
   zeros = sums[c] - ones[c] + 1 >> 1  # rounded up: never 0
   ones[c] = ones[c] + 1 >> 1
   sums[c] = zeros + ones[c]
 
 
-def _carry(out):
+def _carry(out: bytearray) -> None:
   at = len(out) - 1
   while out[at] == 0xff:
     out[at] = 0

@@ -12,10 +12,13 @@ Codes are `[frames, stages]`, 50 frames a second, each code 15 bits. On the way 
 and every step has its inverse: `join`, `to_codes`, `unflatten`, `undelay`, `unpad`.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 import itertools
+from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from affectcodec_jax.common.errors import UserError
 
@@ -23,7 +26,7 @@ EMOTION_SIZE, ACOUSTIC_SIZE = 8, 4096  # of the standard model: the 3 low bits a
 SPECIAL = 3  # pad, bos, eos
 
 
-def split(codes, emotion_size=EMOTION_SIZE):
+def split(codes: npt.ArrayLike, emotion_size: int = EMOTION_SIZE) -> np.ndarray:
   """Codes `[..., stages]` to `[..., 2 * stages]`: emotion, acoustics, emotion, acoustics, …
 
   Args:
@@ -35,7 +38,7 @@ def split(codes, emotion_size=EMOTION_SIZE):
   return parts.reshape(*codes.shape[:-1], 2 * codes.shape[-1])
 
 
-def join(parts, emotion_size=EMOTION_SIZE):
+def join(parts: npt.ArrayLike, emotion_size: int = EMOTION_SIZE) -> np.ndarray:
   """Inverse of `split`: `[..., 2 * stages]` to `[..., stages]`."""
   parts = np.asarray(parts)
   return parts[..., ::2] + emotion_size * parts[..., 1::2]
@@ -52,13 +55,15 @@ class Vocabulary:
       tells its column.
   """
 
-  sizes: tuple
+  sizes: tuple[int, ...]
   shared: bool = False
 
-  pad, bos, eos = 0, 1, 2
+  pad: ClassVar[int] = 0
+  bos: ClassVar[int] = 1
+  eos: ClassVar[int] = 2
 
   @property
-  def offsets(self):
+  def offsets(self) -> np.ndarray:
     """Id of value 0 in each column, int64 `[columns]`."""
     if self.shared:
       kinds = list(dict.fromkeys(self.sizes))
@@ -67,16 +72,16 @@ class Vocabulary:
     return SPECIAL + np.cumsum([0, *self.sizes[:-1]])
 
   @property
-  def size(self):
+  def size(self) -> int:
     """Ids in all, special ones too: the width of an embedding table."""
     return SPECIAL + sum(dict.fromkeys(self.sizes) if self.shared else self.sizes)
 
-  def column_ids(self, column):
+  def column_ids(self, column: int) -> tuple[int, int]:
     """(first id, one past the last) of a column: what a model may say in its place."""
     start = int(self.offsets[column])
     return start, start + self.sizes[column]
 
-  def to_ids(self, values):
+  def to_ids(self, values: npt.ArrayLike) -> np.ndarray:
     """Values `[..., columns]` to ids `[..., columns]`, int32.
 
     Raises:
@@ -88,8 +93,8 @@ class Vocabulary:
                       'split the codes, or not, as the vocabulary was made for')
     return (values + self.offsets).astype(np.int32)
 
-  def to_codes(self, ids):
-    """Inverse of `to_ids`, int32.
+  def to_codes(self, ids: npt.ArrayLike) -> np.ndarray:
+    """Inverse of `to_ids`: `[..., columns]`, int32.
 
     Raises:
       UserError: other columns than `sizes`, or an id that is not of its column, such as a special one.
@@ -100,26 +105,26 @@ class Vocabulary:
                       'among column_ids(column) alone')
     return values.astype(np.int32)
 
-  def _columns(self, values):
+  def _columns(self, values: npt.ArrayLike) -> np.ndarray:
     values = np.asarray(values)
     if not values.ndim or values.shape[-1] != len(self.sizes):
       raise UserError(f'expected [..., {len(self.sizes)} columns], got shape {list(values.shape)}')
     return values
 
 
-def codes_vocabulary(stages, divided=True, shared=False, emotion_size=EMOTION_SIZE,
-                     acoustic_size=ACOUSTIC_SIZE):
+def codes_vocabulary(stages: int, divided: bool = True, shared: bool = False,
+                     emotion_size: int = EMOTION_SIZE, acoustic_size: int = ACOUSTIC_SIZE) -> Vocabulary:
   """`Vocabulary` for so many stages of codes, `divided` by `split` or whole."""
   columns = (emotion_size, acoustic_size) if divided else (emotion_size * acoustic_size,)
   return Vocabulary(columns * stages, shared)
 
 
-def flatten(ids):
+def flatten(ids: npt.ArrayLike) -> np.ndarray:
   """`[frames, columns]` to `[frames * columns]`, frame after frame."""
   return np.asarray(ids).reshape(-1)
 
 
-def unflatten(ids, columns):
+def unflatten(ids: npt.ArrayLike, columns: int) -> np.ndarray:
   """Inverse of `flatten`: `[frames * columns]` to `[frames, columns]`.
 
   Raises:
@@ -132,7 +137,7 @@ def unflatten(ids, columns):
   return ids.reshape(-1, columns)
 
 
-def delay(ids, fill=Vocabulary.pad):
+def delay(ids: npt.ArrayLike, fill: int = Vocabulary.pad) -> np.ndarray:
   """Shifts column k by k frames: `[frames, columns]` to `[frames + columns - 1, columns]`.
 
   A model that says one row a step then knows columns 0 to k - 1 of a frame when it says column k (the
@@ -146,7 +151,7 @@ def delay(ids, fill=Vocabulary.pad):
   return out
 
 
-def undelay(ids):
+def undelay(ids: npt.ArrayLike) -> np.ndarray:
   """Inverse of `delay`: `[rows, columns]` to `[rows - columns + 1, columns]`.
 
   Of the unfinished output of a model it keeps the frames whose columns are all there.
@@ -162,7 +167,7 @@ def undelay(ids):
   return np.stack([ids[k:k + frames, k] for k in range(columns)], axis=1)
 
 
-def to_sequence(ids):
+def to_sequence(ids: npt.ArrayLike) -> np.ndarray:
   """One sequence for a plain language model: ids `[frames, columns]` to `[frames * columns + 2]`.
 
   It begins with bos and ends with eos.
@@ -171,7 +176,7 @@ def to_sequence(ids):
   return np.concatenate([[Vocabulary.bos], ids, [Vocabulary.eos]]).astype(ids.dtype)
 
 
-def from_sequence(ids, columns):
+def from_sequence(ids: npt.ArrayLike, columns: int) -> np.ndarray:
   """Inverse of `to_sequence`, of a model's output too: `[length]` to `[frames, columns]`.
 
   Takes a leading bos off, ends at the first eos or pad, and drops a last frame that is not whole.
@@ -183,7 +188,8 @@ def from_sequence(ids, columns):
   return unflatten(ids[:len(ids) // columns * columns], columns)
 
 
-def pad(sequences, fill=Vocabulary.pad, length=None):
+def pad(sequences: Sequence[npt.ArrayLike], fill: int = Vocabulary.pad,
+        length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
   """A batch of sequences `[length_i, ...]` of one trailing shape.
 
   Args:
@@ -194,15 +200,15 @@ def pad(sequences, fill=Vocabulary.pad, length=None):
   Returns:
     `[batch, length, ...]` and a bool mask `[batch, length]`, True where a sequence is.
   """
-  sequences = [np.asarray(s)[:length] for s in sequences]
-  longest = max(map(len, sequences)) if length is None else length
-  batch = np.full((len(sequences), longest, *sequences[0].shape[1:]), fill, sequences[0].dtype)
-  mask = np.zeros((len(sequences), longest), bool)
-  for i, s in enumerate(sequences):
-    batch[i, :len(s)], mask[i, :len(s)] = s, True
+  rows = [np.asarray(s)[:length] for s in sequences]
+  longest = max(map(len, rows)) if length is None else length
+  batch = np.full((len(rows), longest, *rows[0].shape[1:]), fill, rows[0].dtype)
+  mask = np.zeros((len(rows), longest), bool)
+  for i, row in enumerate(rows):
+    batch[i, :len(row)], mask[i, :len(row)] = row, True
   return batch, mask
 
 
-def unpad(batch, mask):
+def unpad(batch: Iterable[np.ndarray], mask: Iterable[np.ndarray]) -> list[np.ndarray]:
   """Inverse of `pad`: the list of `[length_i, ...]` where nothing was cut."""
   return [row[m] for row, m in zip(batch, mask)]

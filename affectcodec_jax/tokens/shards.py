@@ -17,15 +17,20 @@ A clip is a dict in both formats:
   other          every other field of the manifest's row (times of words, say) as JSON text
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 import json
 import pathlib
 import struct
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from affectcodec_jax.common.errors import UserError, require_extra
-from affectcodec_jax.common.files import parse_json, whole
+from affectcodec_jax.common.files import AnyPath, parse_json, whole
 from affectcodec_jax.tokens.afc import Tokens, pack, unpack
+
+Clip = Mapping[str, Any]  # by the names above
 
 INDEX, SKIPPED = 'tokens.json', 'skipped.jsonl'
 FORMATS = ('arrayrecord', 'parquet')
@@ -33,7 +38,7 @@ LABELS = ('speaker', 'emotion', 'text', 'corpus', 'gender', 'lang', 'split')
 _LENGTH = struct.Struct('<I')
 
 
-def make_clip(tokens: Tokens, path, row):
+def make_clip(tokens: Tokens, path: AnyPath, row: Mapping[str, Any]) -> Clip:
   """The dict of one clip; `row` is what is known of it, by the manifest's names."""
   labels = {k: str(row[k]) if row.get(k) not in (None, '') else None for k in LABELS}
   other = {k: v for k, v in row.items() if k not in LABELS}
@@ -43,19 +48,19 @@ def make_clip(tokens: Tokens, path, row):
           **labels, 'other': json.dumps(other)}
 
 
-def clip_tokens(clip) -> Tokens:
+def clip_tokens(clip: Clip) -> Tokens:
   """`Tokens` of a clip of either format, for `codec.decode`."""
   return Tokens(np.stack(clip['codes']).astype(np.int32), int(clip['num_samples']),
                 float(clip['gain_db']), bytes.fromhex(clip['model']), int(clip['bits_per_code']))
 
 
-def write_record(clip) -> bytes:
+def write_record(clip: Clip) -> bytes:
   """A clip as an ArrayRecord record: u32 (little-endian) length of a JSON text, it, an `.afc` file."""
   text = json.dumps({k: clip[k] for k in ('path', *LABELS, 'other')}).encode()
   return _LENGTH.pack(len(text)) + text + pack(clip_tokens(clip))
 
 
-def read_record(data: bytes):
+def read_record(data: bytes) -> Clip:
   """Inverse of `write_record`.
 
   Raises:
@@ -72,12 +77,12 @@ def read_record(data: bytes):
   return make_clip(unpack(bytes(data[_LENGTH.size + length:]), f'record of {path}'), path, row)
 
 
-def shard_name(shard, shards, kind):
+def shard_name(shard: int, shards: int, kind: str) -> str:
   """File name of shard number `shard` of `shards`."""
   return f'tokens-{shard:05d}-of-{shards:05d}.{kind}'
 
 
-def shard_paths(folder, kind='arrayrecord'):
+def shard_paths(folder: AnyPath, kind: str = 'arrayrecord') -> list[str]:
   """Paths of all shards of a finished folder, as text, in order.
 
   Raises:
@@ -97,7 +102,7 @@ def shard_paths(folder, kind='arrayrecord'):
   return [str(path) for path in paths]
 
 
-def read_index(folder):
+def read_index(folder: AnyPath) -> dict[str, dict[str, Any]]:
   """What `tokens.json` says: {'settings': …, 'shards': {number: what it holds}}.
 
   Raises:
@@ -109,7 +114,7 @@ def read_index(folder):
   return {'settings': index['settings'], 'shards': {str(int(k)): v for k, v in index['shards'].items()}}
 
 
-def read_clips(folder):
+def read_clips(folder: AnyPath) -> Iterator[Clip]:
   """Yields the clips of a finished folder's ArrayRecord shards, in order.
 
   Raises:
@@ -126,7 +131,7 @@ def read_clips(folder):
     yield from map(read_record, records)
 
 
-def write_shard(path, clips):
+def write_shard(path: AnyPath, clips: Sequence[Clip]) -> None:
   """Writes clips as a shard of the format that the suffix of `path` names; it appears whole or not at all.
 
   Raises:
@@ -140,7 +145,7 @@ def write_shard(path, clips):
     raise UserError(f'{path}: cannot be written ({" ".join(str(e).split())}); choose another place') from e
 
 
-def _write_arrayrecord(path, clips):
+def _write_arrayrecord(path: pathlib.Path, clips: Sequence[Clip]) -> None:
   from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
   writer = ArrayRecordWriter(str(path), 'group_size:1')  # any clip is read without its neighbours
   for clip in clips:
@@ -153,7 +158,7 @@ def _write_arrayrecord(path, clips):
     raise RuntimeError(f'{found} of {len(clips)} records were written; is the disk full?')
 
 
-def require_parquet():
+def require_parquet() -> tuple[ModuleType, ModuleType]:
   """The modules pyarrow and pyarrow.parquet.
 
   Raises:
@@ -163,7 +168,7 @@ def require_parquet():
           require_extra('pyarrow.parquet', 'pyarrow', 'requirements-lm.txt'))
 
 
-def _write_parquet(path, clips):
+def _write_parquet(path: pathlib.Path, clips: Sequence[Clip]) -> None:
   pa, parquet = require_parquet()
   schema = pa.schema([
       ('path', pa.string()), ('codes', pa.list_(pa.list_(pa.uint16()))), ('num_samples', pa.int64()),
