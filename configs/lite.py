@@ -13,7 +13,7 @@ def get_config():
   c.model.backbone = 'lite'
   c.loss.waveform = 0.0  # phases are the source's, not the recording's
   c.loss.commitment = 1.0
-  c.loss.adversarial = 0.0  # not needed for a voice: see docs/results.md
+  c.loss.adversarial = 0.0  # the source-filter decoder has a voice without one
   c.loss.multi_rate = 0.0
   c.data.source = 'folder'
   c.data.path = 'data/speech'

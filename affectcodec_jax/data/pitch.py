@@ -1,8 +1,8 @@
 """Fundamental frequency of training speech: the target of the source-filter decoder's pitch.
 
-By WORLD's DIO and StoneMask (package pyworld): no weights, no framework, and 40 times faster than real time
-on one core. Tracks are kept by the content of the recording, so that a second epoch, and a second run,
-reads them. Decoding needs none of it.
+By WORLD's DIO and StoneMask (package pyworld): no weights, no framework, and of its trackers the one that
+keeps up with training. Tracks are kept by the content of the recording, so that a second epoch, and a second
+run, reads them. Decoding needs none of it.
 """
 
 import hashlib

@@ -19,7 +19,7 @@ def mel_targets(audio, floor=1e-5):
   """Log-mel spectrograms of `[batch, samples]` at every scale, to be compared with `mel_distance`.
 
   Magnitudes below `floor` count as `floor`. At the codec's level of -24 dBFS, 1e-3 is about where the
-  pauses of a good recording lie; DAC's 1e-5 gives them most of the gradient (docs/training.md).
+  pauses of a good recording lie; DAC's 1e-5 gives them most of the gradient.
   """
   return [log_mel(audio, w, w // 4, n, floor) for w, n in zip(MEL_WINDOWS, MEL_BANDS)]
 
