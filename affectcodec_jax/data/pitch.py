@@ -1,7 +1,7 @@
 """Fundamental frequency of training speech: the target of the source-filter decoder's pitch.
 
 By WORLD's DIO and StoneMask (package pyworld): no weights, no framework, and of its trackers the one that
-keeps up with training. Tracks are kept by the content of the recording, so that a second epoch, and a second
+keeps up with training. Tracks are kept by the content of the recording: a second epoch, and a second
 run, reads them. Decoding needs none of it.
 """
 
