@@ -39,14 +39,17 @@ def make_optimizer(config, peak):
   Weight-normalised directions do not decay either: their length has no effect but on their step size.
   """
   t = config.train
+
+  def decay(updates, params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, u, p: u + t.weight_decay * p if path[-1].key == 'kernel' and p.ndim > 1 else u,
+        updates, params)
+
+  # optax.adamw's own mask would be in the state, which then no longer fits runs of before.
   return optax.chain(
       optax.clip_by_global_norm(t.clip_norm),
-      optax.adamw(learning_rate(config, peak), b1=t.beta1, b2=t.beta2, weight_decay=t.weight_decay,
-                  mask=_decays))
-
-
-def _decays(params):
-  return jax.tree_util.tree_map_with_path(lambda path, x: path[-1].key == 'kernel' and x.ndim > 1, params)
+      optax.chain(optax.scale_by_adam(b1=t.beta1, b2=t.beta2), optax.stateless(decay),
+                  optax.scale_by_learning_rate(learning_rate(config, peak))))
 
 
 def calibrate(config, params, frozen, audio):
