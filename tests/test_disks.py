@@ -247,7 +247,8 @@ def test_a_checkpoint_on_a_full_disk(disk, capfd):
   capfd.readouterr()
   assert run_command(again) == 2
   printed = capfd.readouterr().err
-  assert 'Traceback' not in printed and len(printed.splitlines()) == 1 and 'MB are free); make room' in printed
+  assert 'Traceback' not in printed and len(printed.splitlines()) == 1
+  assert 'MB are free); make room' in printed
   assert manager.all_steps() == [1]
 
 
