@@ -119,7 +119,7 @@ def _encode(file, audio, kind, subtype=None):
 
 
 class Sink:
-  """A file for libsndfile to write to, which itself does not tell of a full disk."""
+  """A file for libsndfile to write to, which itself does not report a full disk."""
 
   def __init__(self, file):
     self._file, self.error, self.length = file, None, 0

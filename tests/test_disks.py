@@ -1,4 +1,4 @@
-"""Full disks, rights, kills: every write is whole or told, and what was there before stays."""
+"""Full disks, rights, kills: every write is whole or reported, and what was there before stays."""
 
 import errno
 import json
@@ -90,7 +90,7 @@ def test_sound_whose_nth_write_fails(tmp_path, monkeypatch, suffix, at):
 
 @pytest.mark.parametrize('name', ['fsync', 'replace'])
 def test_what_fails_last_is_told_too(tmp_path, monkeypatch, name):
-  """Network file systems and quotas tell at the end."""
+  """Network file systems and quotas report at the end."""
   path = tmp_path / 'a.json'
   files.write_json(path, 1)
   monkeypatch.setattr(os, name, full)
@@ -246,8 +246,9 @@ def test_a_checkpoint_on_a_full_disk(disk, capfd):
 
   capfd.readouterr()
   assert run_command(again) == 2
-  told = capfd.readouterr().err
-  assert 'Traceback' not in told and len(told.splitlines()) == 1 and 'MB are free); make room' in told
+  printed = capfd.readouterr().err
+  assert 'Traceback' not in printed and len(printed.splitlines()) == 1
+  assert 'MB are free); make room' in printed
   assert manager.all_steps() == [1]
 
 

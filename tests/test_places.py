@@ -130,8 +130,8 @@ def test_a_device_that_is_not_there(platform):
   env = {**os.environ, 'JAX_PLATFORMS': platform, 'PYTHONPATH': str(ROOT)}
   done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
   assert done.returncode == 2 and 'Traceback' not in done.stderr
-  told = f"error: JAX finds no device for JAX_PLATFORMS='{platform}'"
-  assert done.stderr.splitlines()[-1].startswith(told)
+  printed = f"error: JAX finds no device for JAX_PLATFORMS='{platform}'"
+  assert done.stderr.splitlines()[-1].startswith(printed)
 
 
 def test_other_errors_of_the_program_stay_visible():

@@ -101,8 +101,8 @@ def evaluate(args):
 
 def default_cache():
   """Where scores are kept: in the user's cache folder; without one, where temporary files go."""
-  own = os.path.join(tempfile.gettempdir(), f'affectcodec_jax-scores-{os.getuid()}')
-  return cache_folder('scores') or own
+  fallback = os.path.join(tempfile.gettempdir(), f'affectcodec_jax-scores-{os.getuid()}')
+  return cache_folder('scores') or fallback
 
 
 def choose_metrics(names):

@@ -151,7 +151,7 @@ def _write_arrayrecord(path: pathlib.Path, clips: Sequence[Clip]) -> None:
   for clip in clips:
     writer.write(write_record(clip))
   writer.close()
-  reader = ArrayRecordReader(str(path))  # it does not tell of a full disk: what is missing shows here
+  reader = ArrayRecordReader(str(path))  # writing reports no full disk: what is missing shows here
   found = reader.num_records()
   reader.close()
   if found != len(clips):
