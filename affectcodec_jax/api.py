@@ -14,6 +14,7 @@ import numpy.typing as npt
 from affectcodec_jax import audio as audio_lib
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.arrays import as_array, check_number
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath
 from affectcodec_jax.common.places import cache_folder, no_device
@@ -21,7 +22,7 @@ from affectcodec_jax.config import load_config
 from affectcodec_jax.inference import release, weights
 from affectcodec_jax.inference.pieces import Inference
 from affectcodec_jax.inference.streaming import CHUNK, StreamDecoder, StreamEncoder
-from affectcodec_jax.models.codec import bits_per_stage, hop_length, init_params
+from affectcodec_jax.models.codec import bits_per_stage, init_params
 from affectcodec_jax.tokens.afc import Tokens, find_problem
 
 # Packaged codecs of earlier releases, by fingerprint.
@@ -77,17 +78,18 @@ class Pretrained:
     config: the configuration it was trained with.
     step: training steps behind the weights.
     sample_rate: 16000 Hz, of what `decode` returns.
+    hop_length: 320 samples a frame.
     fingerprint: 8 bytes that tokens carry to find their model.
   """
 
   sample_rate = audio_lib.SAMPLE_RATE
+  hop_length = HOP_LENGTH
 
   def __init__(self, config: ConfigDict, params: Params, frozen: Params, step: int) -> None:
     self.config = config
     self.params = params
     self.frozen = frozen
     self.step = step
-    self.hop_length = hop_length(config.model)
     self.fingerprint: bytes = weights.fingerprint(config.model.to_dict(), params, frozen)
     self._inference = Inference(config, frozen)
 

@@ -13,10 +13,10 @@ import soxr
 
 from affectcodec_jax.common.arrays import to_mono
 from affectcodec_jax.common.audio_reader import check_rate, open_sound, read_blocks
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import check_length, whole, write_output
 
-SAMPLE_RATE = 16000
 # Active level the codec works at. Speech has a crest factor of 15–20 dB, so its peaks stay below 1.
 TARGET_DB = -24.0
 _GATE_DB = 30.0  # frames this far below the loudest one count as pauses

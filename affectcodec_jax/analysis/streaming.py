@@ -10,6 +10,7 @@ Needs requirements-eval.txt.
 
 import numpy as np
 
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 
 GAINS = (-12.0, -6.0, 6.0, 12.0)  # dB
@@ -116,6 +117,6 @@ def measure(codec, clips, kbps):
     rng = np.random.default_rng(0)
     lost = [rng.random(len(w)) < share for w in wholes]
     rows.append(decoded(f'{share:.0%} of frames lost, concealed', decoder, lost))
-    silenced = [a * np.repeat(~x, 320) for a, x in zip(offline, lost)]
+    silenced = [a * np.repeat(~x, HOP_LENGTH) for a, x in zip(offline, lost)]
     rows.append(row(f'{share:.0%} of frames lost, zeros in their place', silenced))
   return rows

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import emotion_context, encoder_features
 from affectcodec_jax.models import source_filter
-from affectcodec_jax.models.codec import Codec, hop_length, make_codec
+from affectcodec_jax.models.codec import Codec, make_codec
 from affectcodec_jax.models.conditioning import combine
 from affectcodec_jax.models.context import decoder_context, encoder_context
 
@@ -33,11 +34,11 @@ class Inference:
   """
 
   def __init__(self, config, frozen, chunk=CHUNK):
-    self.hop_length, self.chunk = hop_length(config.model), chunk
+    self.chunk = chunk
     self.emotion_context = emotion_context(config, frozen)
     self.encoder_context = acoustic = encoder_context(config.model)
     self.decoder_context = around = decoder_context(config.model)
-    codec, hop = make_codec(config), self.hop_length
+    codec = make_codec(config)
 
     @functools.partial(jax.jit, static_argnums=4)
     def emotion(params, frozen, audio, mask, context):
@@ -66,7 +67,7 @@ class Inference:
     @jax.jit
     def synthesise(params, latent, source=None):
       audio = codec.apply({'params': params}, latent, source, method=Codec.synthesise)
-      return audio[:, around * hop:audio.shape[1] - around * hop]
+      return audio[:, around * HOP_LENGTH:audio.shape[1] - around * HOP_LENGTH]
 
     # Pitch goes `source_filter.CONTEXT` frames beyond a piece: the source at its ends needs those.
     self.has_source, self.pitch_context = config.model.backbone == 'lite', around - source_filter.CONTEXT
@@ -88,11 +89,11 @@ class Inference:
     Raises:
       UserError: too long for a teacher that has to hear it as a whole.
     """
-    frames = [-(-len(r) // self.hop_length) for r in recordings]
+    frames = [-(-len(r) // HOP_LENGTH) for r in recordings]
     u_e, embedding = self.hear(params, frozen, recordings, batch)
     codes = [np.zeros((n, 0), np.int32) for n in frames]
     for group in self._batches(frames, batch):
-      pieces = [cut(recordings[i], start, size, self.encoder_context, self.hop_length)
+      pieces = [cut(recordings[i], start, size, self.encoder_context)
                 for i, start, size in group]
       emotion = [_rows(u_e[i], start, size) for i, start, size in group]
       told = np.asarray(self.quantize(params, _stack(pieces, batch), _stack(emotion, batch),
@@ -108,7 +109,7 @@ class Inference:
 
     Embeddings are `[adapter_dim]`, of a codec without conditioning `[0]`.
     """
-    frames = [-(-len(r) // self.hop_length) for r in recordings]
+    frames = [-(-len(r) // HOP_LENGTH) for r in recordings]
     u_e = [[] for _ in recordings]
     parts = [[] for _ in recordings]
     context = self.emotion_context
@@ -118,7 +119,7 @@ class Inference:
                       'cut the recording')
     whole, context = context is None, context or 0
     for group in self._batches(frames, batch, whole):
-      pieces = [cut(recordings[i], start, size, context, self.hop_length) for i, start, size in group]
+      pieces = [cut(recordings[i], start, size, context) for i, start, size in group]
       mask = [inside(frames[i], start, size, context) for i, start, size in group]
       heard, part = jax.device_get(self.emotion(
           params, frozen, _stack(pieces, batch), _stack(mask, batch), context))
@@ -132,7 +133,7 @@ class Inference:
   def decode(self, params, codes, batch=1):
     """Audio, float32 `[frames * 320]` each, of codes `[frames, m]` of any one number of stages."""
     frames = [len(c) for c in codes]
-    audio = [np.zeros(n * self.hop_length, np.float32) for n in frames]
+    audio = [np.zeros(n * HOP_LENGTH, np.float32) for n in frames]
     increments = self._increments(params, codes, batch) if self.has_source else None
     phases = [source_filter.phases_of_frames(x) for x in increments] if self.has_source else None
     for group in self._batches(frames, batch):
@@ -140,11 +141,11 @@ class Inference:
       source = source_filter.Source(
           self._pieces(increments, group, batch), np.full(batch, self.decoder_context, np.int32),
           _stack([phases[i][start] for i, start, _ in group], batch),
-          _stack([source_filter.wrap(start * self.hop_length) for _, start, _ in group], batch)
+          _stack([source_filter.wrap(start * HOP_LENGTH) for _, start, _ in group], batch)
       ) if self.has_source else None
       samples = np.asarray(self.synthesise(params, latent, source))
       for k, (i, start, size) in enumerate(group):
-        piece = audio[i][start * self.hop_length:(start + size) * self.hop_length]
+        piece = audio[i][start * HOP_LENGTH:(start + size) * HOP_LENGTH]
         piece[:] = samples[k][:len(piece)]
     return audio
 
@@ -170,11 +171,11 @@ class Inference:
   def working_memory(self, params, frozen, frames):
     """Bytes besides weights that XLA reserves for a piece of so many frames: {'encode', 'decode'}."""
     size, context = min(bucket(frames), self.chunk), self.emotion_context or 0
-    audio = np.zeros(frames * self.hop_length, np.float32)
-    heard = np.stack([cut(audio, 0, size, context, self.hop_length)])
+    audio = np.zeros(frames * HOP_LENGTH, np.float32)
+    heard = np.stack([cut(audio, 0, size, context)])
     mask = np.stack([inside(frames, 0, size, context)])
     u_e, part = self.emotion(params, frozen, heard, mask, context)
-    seen = np.stack([cut(audio, 0, size, self.encoder_context, self.hop_length)])
+    seen = np.stack([cut(audio, 0, size, self.encoder_context)])
     embedding = np.stack([combine([tuple(p[0] for p in part)])]) if part else np.zeros((1, 0), np.float32)
     codes = np.asarray(self.quantize(params, seen, u_e, embedding))
     around = np.zeros((1, size + 2 * self.decoder_context, codes.shape[-1]), np.int32)
@@ -210,10 +211,10 @@ def bucket(frames):
   return -(-frames // step) * step
 
 
-def cut(audio, start, size, context, hop):
+def cut(audio, start, size, context):
   """Samples of `size` frames from frame `start` on and of `context` on either side; zeros outside."""
-  piece = np.zeros((size + 2 * context) * hop, np.float32)
-  first = (start - context) * hop
+  piece = np.zeros((size + 2 * context) * HOP_LENGTH, np.float32)
+  first = (start - context) * HOP_LENGTH
   inside = audio[max(first, 0):first + len(piece)]
   at = max(-first, 0)
   piece[at:at + len(inside)] = inside
