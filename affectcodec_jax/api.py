@@ -151,7 +151,7 @@ class Pretrained:
       raise UserError(f'batch of {batch!r} pieces: a whole number from 1 on')
     mono = [audio_lib.resample(audio_lib.to_mono(r), sample_rate, self.sample_rate) for r in recordings]
     gains = [audio_lib.level_gain(r) for r in mono]
-    levelled = [r * np.float32(10 ** (gain / 20)) for r, gain in zip(mono, gains)]
+    levelled = [audio_lib.apply_gain(r, gain) for r, gain in zip(mono, gains)]
     codes = self._inference.encode(self.params, self.frozen, levelled, batch)
     return [Tokens(codes=c[:, :stages], num_samples=len(r), gain_db=gain,
                    bits_per_code=bits_per_stage(self.config.model), fingerprint=self.fingerprint)
@@ -186,8 +186,7 @@ class Pretrained:
   def utterance_embedding(self, audio: npt.ArrayLike, sample_rate: float) -> np.ndarray:
     """What the encoder takes a whole recording's emotion for, `[adapter_dim]`; audio as `encode`'s."""
     mono = audio_lib.resample(audio_lib.to_mono(audio), sample_rate, self.sample_rate)
-    levelled = mono * np.float32(10 ** (audio_lib.level_gain(mono) / 20))
-    return self._inference.hear(self.params, self.frozen, [levelled])[1][0]
+    return self._inference.encode_emotion(self.params, self.frozen, [audio_lib.at_codec_level(mono)])[1][0]
 
   def stream_encoder(self, kbps: float | None = None, chunk_frames: int = CHUNK,
                      lookahead: int | None = None, gain_db: float = 0.0,

@@ -10,9 +10,9 @@ from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.emotion import teachers
 from affectcodec_jax.inference import weights
 from affectcodec_jax.inference.pieces import Inference
+from affectcodec_jax.inference.pooling import pool_parts
 from affectcodec_jax.models import context, source_filter
 from affectcodec_jax.models.codec import Codec, init_params, make_codec
-from affectcodec_jax.models.conditioning import combine
 from configs.base import get_config
 from tests.conftest import tiny
 
@@ -125,5 +125,5 @@ def test_pooling_in_parts_is_pooling():
   whole = apply(x, mask, method=lambda m, x, k: m.pool(x, k))[0]
   parts = [apply(x[:, i:i + 30], mask[:, i:i + 30], method=lambda m, x, k: m.pool.part(x, k))
            for i in (0, 30, 60)]
-  np.testing.assert_allclose(combine([tuple(np.asarray(p[0]) for p in part) for part in parts]), whole,
+  np.testing.assert_allclose(pool_parts([tuple(np.asarray(p[0]) for p in part) for part in parts]), whole,
                              atol=1e-5)

@@ -5,10 +5,10 @@ import warnings
 import numpy as np
 import pytest
 
+from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.evaluation import metrics, prosody, words
-from affectcodec_jax.evaluation.scoring import levelled
 from affectcodec_jax.training import losses
 
 ITEM = {'text': '', 'lang': ''}
@@ -18,7 +18,7 @@ warnings.filterwarnings('ignore', message='pkg_resources')
 @pytest.fixture(scope='module')
 def speech():
   """Two seconds of the package's own speech-like sound."""
-  return levelled(SyntheticSource(8, seed=0)[3]['audio'])[:32000]
+  return at_codec_level(SyntheticSource(8, seed=0)[3]['audio'])[:32000]
 
 
 def make(name):
@@ -143,7 +143,7 @@ def test_egemaps_are_the_packages_own(speech):
 def test_speaker_similarity_is_the_cosine_of_the_packages_embeddings(speech):
   resemblyzer = pytest.importorskip('resemblyzer')
   encoder = resemblyzer.VoiceEncoder('cpu', verbose=False)
-  other = levelled(SyntheticSource(8, seed=0)[5]['audio'])[:32000]
+  other = at_codec_level(SyntheticSource(8, seed=0)[5]['audio'])[:32000]
   a, b = encoder.embed_utterance(speech), encoder.embed_utterance(other)  # of length 1
   assert make('resemblyzer')(speech, other)['speaker_resemblyzer'] == pytest.approx(float(a @ b), abs=1e-5)
 

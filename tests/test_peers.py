@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
+from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.evaluation import classifiers, neural_peers, peers
-from affectcodec_jax.evaluation.scoring import levelled
 
 
 @pytest.fixture(scope='module')
 def speech():
-  return levelled(SyntheticSource(8, seed=0)[3]['audio'])[:40123]
+  return at_codec_level(SyntheticSource(8, seed=0)[3]['audio'])[:40123]
 
 
 @pytest.mark.parametrize('name', peers.PEERS)

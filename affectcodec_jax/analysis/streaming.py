@@ -10,6 +10,7 @@ Needs requirements-eval.txt.
 
 import numpy as np
 
+from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 
@@ -25,14 +26,13 @@ def score_streams(args):
   from affectcodec_jax.api import load
   from affectcodec_jax.common.files import make_folder, write_json
   from affectcodec_jax.data.folder import FolderSource
-  from affectcodec_jax.evaluation.scoring import levelled
   if args.limit < 1:
     raise UserError('--limit must be at least 1')
   out, codec, source = make_folder(args.out), load(args.checkpoint), FolderSource(args.data, args.split)
   chosen = np.unique(np.linspace(0, len(source) - 1, args.limit).astype(int))
   items = [source[i] for i in chosen]
   # STOI needs half a second of speech.
-  clips = [levelled(i['audio']) for i in items if i is not None and len(i['audio']) >= 16000]
+  clips = [at_codec_level(i['audio']) for i in items if i is not None and len(i['audio']) >= 16000]
   if not clips:
     raise UserError(f'{args.data}: no file of split {args.split} is a second long')
   results = {'step': codec.step, 'fingerprint': codec.fingerprint.hex(), 'kbps': args.kbps,

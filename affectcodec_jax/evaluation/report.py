@@ -5,13 +5,12 @@ import pathlib
 
 import soundfile
 
-from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.audio import SAMPLE_RATE, at_codec_level
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.common.files import write_whole
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.evaluation import charts, prosody
 from affectcodec_jax.evaluation.metrics import METRICS
-from affectcodec_jax.evaluation.scoring import levelled
 from affectcodec_jax.evaluation.summary import COLUMNS, JUDGE_COLUMNS
 
 EMOTION_CURVES = ('f0_correlation', 'f0_rmse', 'egemaps_drift', 'energy_correlation')
@@ -143,7 +142,7 @@ def clips(rows, systems, read, count):
 
 
 def _clip(item, systems):
-  audio = levelled(item['audio'])
+  audio = at_codec_level(item['audio'])
   heard = []
   for system in systems:
     try:
@@ -155,7 +154,7 @@ def _clip(item, systems):
     except UserError:  # pyworld is not installed
       f0 = None
     heard.append({'label': system.label, 'audio': _flac(decoded),
-                  'picture': charts.spectrogram(decoded, f0)})
+                  'picture': charts.spectrogram_with_pitch(decoded, f0)})
   return {'name': pathlib.Path(item['name']).name, 'speaker': item['speaker'], 'text': item['text'],
           'emotion': EMOTIONS[item['emotion']] if item['emotion'] >= 0 else '', 'heard': heard,
           'seconds': len(audio) / SAMPLE_RATE}

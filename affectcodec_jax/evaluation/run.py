@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 
+from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.places import cache_folder
@@ -62,7 +63,7 @@ def evaluate(args):
   for item, records in tqdm.tqdm(scored, total=len(chosen), unit='file', smoothing=0):
     rows += summary.make_rows(item, records)
     if sum(map(len, signal)) < facts.SECONDS * 16000:
-      signal.append(scoring.levelled(item['audio']))
+      signal.append(at_codec_level(item['audio']))
   if not rows:
     raise UserError(f'{args.data}: no file of it could be read')
   heard = [name for name in ('network', *models) if any(r.get(name) is not None for r in rows)]

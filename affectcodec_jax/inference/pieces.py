@@ -15,9 +15,9 @@ from affectcodec_jax.audio import SAMPLE_RATE
 from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import emotion_context, encoder_features
+from affectcodec_jax.inference.pooling import pool_parts
 from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.codec import Codec, make_codec
-from affectcodec_jax.models.conditioning import combine
 from affectcodec_jax.models.context import decoder_context, encoder_context
 
 CHUNK = 1000  # frames: 20 s
@@ -90,24 +90,29 @@ class Inference:
       UserError: too long for a teacher that has to hear it as a whole.
     """
     frames = [-(-len(r) // HOP_LENGTH) for r in recordings]
-    u_e, embedding = self.hear(params, frozen, recordings, batch)
+    u_e, embedding = self.encode_emotion(params, frozen, recordings, batch)
     codes = [np.zeros((n, 0), np.int32) for n in frames]
     for group in self._batches(frames, batch):
       pieces = [cut(recordings[i], start, size, self.encoder_context)
                 for i, start, size in group]
       emotion = [_rows(u_e[i], start, size) for i, start, size in group]
-      told = np.asarray(self.quantize(params, _stack(pieces, batch), _stack(emotion, batch),
-                                      _stack([embedding[i] for i, _, _ in group], batch)))
+      indices = np.asarray(self.quantize(params, _stack(pieces, batch), _stack(emotion, batch),
+                                         _stack([embedding[i] for i, _, _ in group], batch)))
       for k, (i, start, size) in enumerate(group):
         if not codes[i].shape[1]:
-          codes[i] = np.zeros((frames[i], told.shape[-1]), np.int32)
-        codes[i][start:start + size] = told[k][:frames[i] - start]
+          codes[i] = np.zeros((frames[i], indices.shape[-1]), np.int32)
+        codes[i][start:start + size] = indices[k][:frames[i] - start]
     return codes
 
-  def hear(self, params, frozen, recordings, batch=1):
-    """The emotion path alone, as `encode`: U_e `[frames, emotion_dim]` and utterance embedding of each.
+  def encode_emotion(self, params, frozen, recordings, batch=1):
+    """The emotion path alone, of the arguments of `encode`.
 
-    Embeddings are `[adapter_dim]`, of a codec without conditioning `[0]`.
+    Returns:
+      Lists of U_e, float32 `[frames, emotion_dim]`, and of the utterance embedding `[adapter_dim]`, of a
+      codec without conditioning `[0]`, of each recording.
+
+    Raises:
+      UserError: too long for a teacher that needs the whole recording at once.
     """
     frames = [-(-len(r) // HOP_LENGTH) for r in recordings]
     u_e = [[] for _ in recordings]
@@ -121,13 +126,13 @@ class Inference:
     for group in self._batches(frames, batch, whole):
       pieces = [cut(recordings[i], start, size, context) for i, start, size in group]
       mask = [inside(frames[i], start, size, context) for i, start, size in group]
-      heard, part = jax.device_get(self.emotion(
+      latent, part = jax.device_get(self.emotion(
           params, frozen, _stack(pieces, batch), _stack(mask, batch), context))
       for k, (i, start, _) in enumerate(group):
-        u_e[i].append(heard[k][:frames[i] - start])
+        u_e[i].append(latent[k][:frames[i] - start])
         parts[i].append(tuple(p[k] for p in part))
     u_e = [np.concatenate(u) for u in u_e]
-    embedding = [combine(p) if p[0] else np.zeros(0, np.float32) for p in parts]
+    embedding = [pool_parts(p) if p[0] else np.zeros(0, np.float32) for p in parts]
     return u_e, embedding
 
   def decode(self, params, codes, batch=1):
@@ -172,20 +177,20 @@ class Inference:
     """Bytes besides weights that XLA reserves for a piece of so many frames: {'encode', 'decode'}."""
     size, context = min(bucket(frames), self.chunk), self.emotion_context or 0
     audio = np.zeros(frames * HOP_LENGTH, np.float32)
-    heard = np.stack([cut(audio, 0, size, context)])
+    emotion_audio = np.stack([cut(audio, 0, size, context)])
     mask = np.stack([inside(frames, 0, size, context)])
-    u_e, part = self.emotion(params, frozen, heard, mask, context)
-    seen = np.stack([cut(audio, 0, size, self.encoder_context)])
-    embedding = np.stack([combine([tuple(p[0] for p in part)])]) if part else np.zeros((1, 0), np.float32)
-    codes = np.asarray(self.quantize(params, seen, u_e, embedding))
+    u_e, part = self.emotion(params, frozen, emotion_audio, mask, context)
+    encoder_audio = np.stack([cut(audio, 0, size, self.encoder_context)])
+    embedding = pool_parts([tuple(p[0] for p in part)]) if part else np.zeros(0, np.float32)
+    codes = np.asarray(self.quantize(params, encoder_audio, u_e, embedding[None]))
     around = np.zeros((1, size + 2 * self.decoder_context, codes.shape[-1]), np.int32)
     latent, zero = self.latent(params, around), np.zeros(1, np.int32)
     source = source_filter.Source(around[..., 0] + 1, zero, zero, zero) if self.has_source else None
-    programs = {'encode': [self.emotion.lower(params, frozen, heard, mask, context),
-                           self.quantize.lower(params, seen, u_e, embedding)],
+    programs = {'encode': [self.emotion.lower(params, frozen, emotion_audio, mask, context),
+                           self.quantize.lower(params, encoder_audio, u_e, embedding[None])],
                 'decode': [self.synthesise.lower(params, latent, source)]}
-    return {name: max(p.compile().memory_analysis().temp_size_in_bytes for p in of_name)
-            for name, of_name in programs.items()}
+    return {name: max(p.compile().memory_analysis().temp_size_in_bytes for p in lowered)
+            for name, lowered in programs.items()}
 
   def _batches(self, frames, batch, whole=False):
     """Lists of at most `batch` pieces (recording, first frame, frames), of one size each."""

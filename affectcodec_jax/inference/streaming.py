@@ -8,13 +8,13 @@ follows a recording, silence for the encoder and the last frame again for the de
 
 import numpy as np
 
-from affectcodec_jax.audio import SAMPLE_RATE, to_mono
+from affectcodec_jax.audio import SAMPLE_RATE, apply_gain, to_mono
 from affectcodec_jax.common.arrays import as_array, check_number
 from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.inference.pieces import cut, inside
+from affectcodec_jax.inference.pooling import join_parts, pool_parts
 from affectcodec_jax.models import source_filter
-from affectcodec_jax.models.conditioning import combine, merge
 
 CHUNK = 10  # frames: 200 ms
 LONGEST = 1000  # frames of a chunk: 20 s
@@ -51,7 +51,7 @@ class StreamEncoder:
   def _begin(self):
     self._audio = np.zeros(0, np.float32)  # at the codec's level, from frame `_first` on
     self._first, self._next, self._samples = 0, 0, 0
-    self._heard = []  # what the frames so far add to the utterance's embedding
+    self._pooled = []  # what the frames so far add to the utterance's embedding
 
   def push(self, audio):
     """Takes samples, gives the codes that are certain now.
@@ -67,7 +67,7 @@ class StreamEncoder:
     """
     audio = as_array(audio, 'audio')
     if audio.size:
-      audio = to_mono(audio) * np.float32(10 ** (self.gain_db / 20))
+      audio = apply_gain(to_mono(audio), self.gain_db)
       self._audio = np.concatenate([self._audio, audio])
       self._samples += len(audio)
     return self._advance(self._samples // HOP_LENGTH, last=False)
@@ -92,18 +92,19 @@ class StreamEncoder:
     """Codes `[chunk, stages]` of the frames from `start` on, from the audio before frame `end`."""
     run, at = self._inference, start - self._first
     audio = self._audio[:(end - self._first) * HOP_LENGTH]
-    heard, seen = (cut(audio, at, self._chunk, context)[None]
-                   for context in (run.emotion_context, run.encoder_context))
+    emotion_audio, encoder_audio = (cut(audio, at, self._chunk, context)[None]
+                                    for context in (run.emotion_context, run.encoder_context))
     mask = inside(end, start, self._chunk, run.emotion_context)[None]
-    u_e, part = run.emotion(self._params, self._frozen, heard, mask, run.emotion_context)
+    u_e, part = run.emotion(self._params, self._frozen, emotion_audio, mask, run.emotion_context)
     if self._utterance is not None:
       self.embedding = self._utterance
     elif part:
-      self._heard = [merge([*self._heard, tuple(np.asarray(p)[0] for p in part)])]
-      self.embedding = combine(self._heard)
+      self._pooled = [join_parts([*self._pooled, tuple(np.asarray(p)[0] for p in part)])]
+      self.embedding = pool_parts(self._pooled)
     else:
       self.embedding = np.zeros(0, np.float32)
-    return np.asarray(run.quantize(self._params, seen, u_e, self.embedding[None]))[0, :, :self._stages]
+    codes = run.quantize(self._params, encoder_audio, u_e, self.embedding[None])
+    return np.asarray(codes)[0, :, :self._stages]
 
 
 class StreamDecoder:
