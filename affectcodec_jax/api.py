@@ -133,7 +133,7 @@ class Pretrained:
 
     Raises:
       UserError: not such audio, no samples, samples that are not finite, or not a rate of this codec; more
-        than ten minutes where the teacher has to hear a recording as a whole.
+        than ten minutes where the teacher needs a whole recording at once.
     """
     return self.encode_batch([audio], sample_rate, kbps)[0]
 
@@ -198,13 +198,13 @@ class Pretrained:
     Args:
       kbps: rate; None is the highest.
       chunk_frames: frames of 20 ms that are encoded together: more is less work and more latency.
-      lookahead: frames heard beyond a chunk; None is all that the networks see, which makes the codes
+      lookahead: frames awaited beyond a chunk; None is all that the networks see, which makes the codes
         those of `encode` but for gain and embedding. Fewer: less latency, and codes that differ.
-      gain_db: brings the speech to the codec's level, about -24 dBFS; the decoder has to be told it.
+      gain_db: brings the speech to the codec's level, about -24 dBFS; the decoder needs the same value.
       utterance: embedding `[adapter_dim]` of `utterance_embedding`; None pools the frames so far.
 
     Raises:
-      UserError: a value that cannot be, or a codec whose teacher has to hear a recording as a whole.
+      UserError: a value that cannot be, or a codec whose teacher needs a whole recording at once.
     """
     if utterance is not None:
       given: np.ndarray = as_array(utterance, 'utterance')

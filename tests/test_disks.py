@@ -1,4 +1,4 @@
-"""Full disks, rights, kills: every write is whole or told, and what was there before stays."""
+"""Full disks, rights, kills: every write is whole or reported, and what was there before stays."""
 
 import errno
 import json
@@ -89,7 +89,7 @@ def test_sound_whose_nth_write_fails(tmp_path, monkeypatch, suffix, at):
 
 
 @pytest.mark.parametrize('name', ['fsync', 'replace'])
-def test_what_fails_last_is_told_too(tmp_path, monkeypatch, name):
+def test_what_fails_last_is_reported_too(tmp_path, monkeypatch, name):
   """Network file systems and quotas tell at the end."""
   path = tmp_path / 'a.json'
   files.write_json(path, 1)
@@ -246,12 +246,13 @@ def test_a_checkpoint_on_a_full_disk(disk, capfd):
 
   capfd.readouterr()
   assert run_command(again) == 2
-  told = capfd.readouterr().err
-  assert 'Traceback' not in told and len(told.splitlines()) == 1 and 'MB are free); make room' in told
+  message = capfd.readouterr().err
+  assert 'Traceback' not in message and len(message.splitlines()) == 1
+  assert 'MB are free); make room' in message
   assert manager.all_steps() == [1]
 
 
-def test_an_error_of_the_background_writer_is_told(tmp_path, monkeypatch):
+def test_an_error_of_the_background_writer_is_reported(tmp_path, monkeypatch):
   manager = types.SimpleNamespace(directory=tmp_path, wait_until_finished=full)
   with pytest.raises(UserError, match='could not be written .*No space left.*the same command'):
     checkpoints.finish(manager)

@@ -4,7 +4,7 @@ Clips are brought to the codec's level. Encoders are compared by the share of co
 the whole, and by the sound of their codes from the whole's decoder; decoders by their sound from the
 whole's codes. Frames are lost independently, the same ones for both ways of filling them. Writes
 OUT/quality.json and prints a table, means over clips: mel distance and STOI to the original, and how far
-the emotion that the packaged judge hears is from that of the original (total variation of its posteriors).
+the emotion by the packaged judge is from that of the original (total variation of its posteriors).
 Needs requirements-eval.txt.
 """
 
@@ -67,11 +67,11 @@ def measure(codec, clips, kbps):
     return np.asarray(judge(None, audio, None)['network'])
 
   wholes = [np.asarray(codec.encode(a, 16000, kbps)) for a in clips]
-  heard = [posterior(a) for a in clips]
+  of_originals = [posterior(a) for a in clips]
 
   def row(name, decoded, **facts):
     scores = []
-    for a, d, h in zip(clips, decoded, heard):
+    for a, d, h in zip(clips, decoded, of_originals):
       d = d[:len(a)]
       scores.append((spectral(a, d, None)['mel'], stoi(a, d, None)['stoi'],
                      0.5 * np.abs(posterior(d) - h).sum()))

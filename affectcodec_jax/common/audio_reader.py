@@ -231,7 +231,7 @@ def _by_ffmpeg(file, part, name, start):
     if first is not None and (at := _time(first, container)) is not None and at <= start:
       yield from _without(start - at, _joined(first, frames, name))
       return
-  with _open_ffmpeg(file, part, name) as container:  # from the beginning: it tells no times
+  with _open_ffmpeg(file, part, name) as container:  # from the beginning: it has no times
     frames, seconds = _frames(container, name), 0.0
     first = next(frames, None)
     if first is not None:
@@ -252,7 +252,7 @@ def _time(frame, container):
 
 
 def _frames(container, name):
-  """Decoded frames of the first sound; parts that do not decode are left out, and told."""
+  """Decoded frames of the first sound; parts that do not decode are left out, with a warning."""
   damaged, good = 0, 0
   packets = container.demux(container.streams.audio[0])
   while True:

@@ -62,8 +62,8 @@ def damaged_pages(file):
     return 0
   damaged = 0
   for _, page in _pages(file):
-    told = page[22:26] if page else b''
-    damaged += not page or _checksum(page[:22] + bytes(4) + page[26:]) != int.from_bytes(told, 'little')
+    checksum = page[22:26] if page else b''
+    damaged += not page or _checksum(page[:22] + bytes(4) + page[26:]) != int.from_bytes(checksum, 'little')
   return damaged
 
 

@@ -86,7 +86,7 @@ class _Read(grain.transforms.RandomMap):
     return example
 
   def _is_silent(self, index, audio):
-    """Whether there is no sound at all; told the first time."""
+    """Whether there is no sound at all; logged the first time."""
     if len(audio) and np.abs(audio).max() > _SILENCE:
       return False
     if index not in self.silent:

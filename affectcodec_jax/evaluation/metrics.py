@@ -1,7 +1,7 @@
 """What is measured of a decoded file, and which package measures it.
 
 Each metric is a function of (reference, decoded, item), both `[samples]` float32 at 16 kHz and of equal
-length, to a dict of plain numbers, lists or text; None stands for what cannot be told of this clip.
+length, to a dict of plain numbers, lists or text; None stands for what cannot be measured of this clip.
 Packages are extras: one that is not installed makes its metric absent, never zero. Custom licences are
 marked and never required; none is GPL.
 """

@@ -38,7 +38,7 @@ def encoder(codec):
   """The encoder of a `Pretrained` codec as a function of audio `[frames, hop]`.
 
   Raises:
-    UserError: its teacher has to hear a recording as a whole.
+    UserError: its teacher needs a whole recording at once.
   """
   config, hop = codec.config, codec.hop_length
   if emotion_context(config, codec.frozen) is None:

@@ -87,7 +87,7 @@ class Inference:
       int32 `[ceil(samples / 320), stages]` of each.
 
     Raises:
-      UserError: too long for a teacher that has to hear it as a whole.
+      UserError: too long for a teacher that needs the whole recording at once.
     """
     frames = [-(-len(r) // HOP_LENGTH) for r in recordings]
     u_e, embedding = self.encode_emotion(params, frozen, recordings, batch)
@@ -119,9 +119,9 @@ class Inference:
     parts = [[] for _ in recordings]
     context = self.emotion_context
     if context is None and max(map(len, recordings)) > MAX_WHOLE_SECONDS * SAMPLE_RATE:
-      raise UserError(f'longer than {MAX_WHOLE_SECONDS} s, and the teacher of this codec hears a recording '
-                      'as a whole; train it with a student (python -m affectcodec_jax teacher distil) or '
-                      'cut the recording')
+      raise UserError(f'longer than {MAX_WHOLE_SECONDS} s, and the teacher of this codec needs a whole '
+                      'recording at once; train it with a student (python -m affectcodec_jax teacher '
+                      'distil) or cut the recording')
     whole, context = context is None, context or 0
     for group in self._batches(frames, batch, whole):
       pieces = [cut(recordings[i], start, size, context) for i, start, size in group]

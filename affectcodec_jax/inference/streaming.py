@@ -34,8 +34,8 @@ class StreamEncoder:
 
   def __init__(self, inference, params, frozen, stages, chunk_frames, lookahead, gain_db, utterance):
     if inference.emotion_context is None:
-      raise UserError('the teacher of this codec hears a recording as a whole and cannot hear a stream; '
-                      'train it with a student (python -m affectcodec_jax teacher distil)')
+      raise UserError('the teacher of this codec needs a whole recording at once and cannot encode a '
+                      'stream; train it with a student (python -m affectcodec_jax teacher distil)')
     self._inference, self._params, self._frozen, self._stages = inference, params, frozen, stages
     self._context = max(inference.emotion_context, inference.encoder_context)
     self._chunk, self._lookahead = _checked(chunk_frames, lookahead, self._context, gain_db)

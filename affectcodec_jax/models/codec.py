@@ -138,7 +138,7 @@ class Codec(nn.Module):
     return source_filter.render(controls, source_filter.beginning(pitch)), controls
 
   def emotion_features(self, latent):
-    """Teacher features `[batch, frames, feature_dim]` told from the emotion block alone."""
+    """Teacher features `[batch, frames, feature_dim]` predicted from the emotion block alone."""
     return self.emotion_decoder(latent[..., :self.config.emotion_dim])
 
   def __call__(self, audio, features):
