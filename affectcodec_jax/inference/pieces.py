@@ -21,7 +21,7 @@ from affectcodec_jax.models.codec import Codec, make_codec
 from affectcodec_jax.models.context import decoder_context, encoder_context
 
 CHUNK = 1000  # frames: 20 s
-MAX_WHOLE_SECONDS = 600  # of a recording that a teacher with attention has to hear as a whole
+MAX_WHOLE_SECONDS = 600  # of a recording, for a teacher with attention: it needs the whole at once
 
 
 class Inference:
