@@ -14,6 +14,7 @@ import numpy.typing as npt
 from affectcodec_jax import audio as audio_lib
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.arrays import as_array, check_number
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath
 from affectcodec_jax.common.places import cache_folder, no_device
@@ -21,7 +22,7 @@ from affectcodec_jax.config import load_config
 from affectcodec_jax.inference import release, weights
 from affectcodec_jax.inference.pieces import Inference
 from affectcodec_jax.inference.streaming import CHUNK, StreamDecoder, StreamEncoder
-from affectcodec_jax.models.codec import bits_per_stage, hop_length, init_params
+from affectcodec_jax.models.codec import bits_per_stage, init_params
 from affectcodec_jax.tokens.afc import Tokens, find_problem
 
 # Packaged codecs of earlier releases, by fingerprint.
@@ -77,17 +78,18 @@ class Pretrained:
     config: the configuration it was trained with.
     step: training steps behind the weights.
     sample_rate: 16000 Hz, of what `decode` returns.
+    hop_length: 320 samples a frame.
     fingerprint: 8 bytes that tokens carry to find their model.
   """
 
   sample_rate = audio_lib.SAMPLE_RATE
+  hop_length = HOP_LENGTH
 
   def __init__(self, config: ConfigDict, params: Params, frozen: Params, step: int) -> None:
     self.config = config
     self.params = params
     self.frozen = frozen
     self.step = step
-    self.hop_length = hop_length(config.model)
     self.fingerprint: bytes = weights.fingerprint(config.model.to_dict(), params, frozen)
     self._inference = Inference(config, frozen)
 
@@ -131,7 +133,7 @@ class Pretrained:
 
     Raises:
       UserError: not such audio, no samples, samples that are not finite, or not a rate of this codec; more
-        than ten minutes where the teacher has to hear a recording as a whole.
+        than ten minutes where the teacher needs a whole recording at once.
     """
     return self.encode_batch([audio], sample_rate, kbps)[0]
 
@@ -149,7 +151,7 @@ class Pretrained:
       raise UserError(f'batch of {batch!r} pieces: a whole number from 1 on')
     mono = [audio_lib.resample(audio_lib.to_mono(r), sample_rate, self.sample_rate) for r in recordings]
     gains = [audio_lib.level_gain(r) for r in mono]
-    levelled = [r * np.float32(10 ** (gain / 20)) for r, gain in zip(mono, gains)]
+    levelled = [audio_lib.apply_gain(r, gain) for r, gain in zip(mono, gains)]
     codes = self._inference.encode(self.params, self.frozen, levelled, batch)
     return [Tokens(codes=c[:, :stages], num_samples=len(r), gain_db=gain,
                    bits_per_code=bits_per_stage(self.config.model), fingerprint=self.fingerprint)
@@ -184,8 +186,7 @@ class Pretrained:
   def utterance_embedding(self, audio: npt.ArrayLike, sample_rate: float) -> np.ndarray:
     """What the encoder takes a whole recording's emotion for, `[adapter_dim]`; audio as `encode`'s."""
     mono = audio_lib.resample(audio_lib.to_mono(audio), sample_rate, self.sample_rate)
-    levelled = mono * np.float32(10 ** (audio_lib.level_gain(mono) / 20))
-    return self._inference.hear(self.params, self.frozen, [levelled])[1][0]
+    return self._inference.encode_emotion(self.params, self.frozen, [audio_lib.at_codec_level(mono)])[1][0]
 
   def stream_encoder(self, kbps: float | None = None, chunk_frames: int = CHUNK,
                      lookahead: int | None = None, gain_db: float = 0.0,
@@ -197,13 +198,13 @@ class Pretrained:
     Args:
       kbps: rate; None is the highest.
       chunk_frames: frames of 20 ms that are encoded together: more is less work and more latency.
-      lookahead: frames heard beyond a chunk; None is all that the networks see, which makes the codes
+      lookahead: frames awaited beyond a chunk; None is all that the networks see, which makes the codes
         those of `encode` but for gain and embedding. Fewer: less latency, and codes that differ.
-      gain_db: brings the speech to the codec's level, about -24 dBFS; the decoder has to be told it.
+      gain_db: brings the speech to the codec's level, about -24 dBFS; the decoder needs the same value.
       utterance: embedding `[adapter_dim]` of `utterance_embedding`; None pools the frames so far.
 
     Raises:
-      UserError: a value that cannot be, or a codec whose teacher has to hear a recording as a whole.
+      UserError: a value that cannot be, or a codec whose teacher needs a whole recording at once.
     """
     if utterance is not None:
       given: np.ndarray = as_array(utterance, 'utterance')

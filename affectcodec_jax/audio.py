@@ -13,10 +13,10 @@ import soxr
 
 from affectcodec_jax.common.arrays import to_mono
 from affectcodec_jax.common.audio_reader import check_rate, open_sound, read_blocks
+from affectcodec_jax.common.constants import HOP_LENGTH, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import check_length, whole, write_output
 
-SAMPLE_RATE = 16000
 # Active level the codec works at. Speech has a crest factor of 15–20 dB, so its peaks stay below 1.
 TARGET_DB = -24.0
 _GATE_DB = 30.0  # frames this far below the loudest one count as pauses
@@ -177,6 +177,27 @@ def active_level(audio):
   gate = energy.max() * 10 ** (-_GATE_DB / 10)
   active = energy[energy >= max(gate, 1e-12)]
   return 10 * np.log10(active.mean()) if active.size else -np.inf
+
+
+def at_codec_level(audio):
+  """`[samples]` brought to the level that the codec works at (see `level_gain`), float32."""
+  return apply_gain(audio, level_gain(audio))
+
+
+def apply_gain(audio, gain_db):
+  """`[samples]` louder by so many decibels, float32."""
+  return np.asarray(audio, np.float32) * np.float32(10 ** (gain_db / 20))
+
+
+def pad_to_frames(audio, frames):
+  """`[samples]` with zeros up to so many frames of the codec.
+
+  Returns:
+    float32 `[frames * 320]`, and bool `[frames]`: which of them have samples.
+  """
+  padded = np.zeros(frames * HOP_LENGTH, np.float32)
+  padded[:len(audio)] = audio
+  return padded, np.arange(frames) * HOP_LENGTH < len(audio)
 
 
 def level_gain(audio):

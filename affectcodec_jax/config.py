@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import json
+import math
 import os
 import pathlib
 import sys
@@ -10,14 +11,15 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from affectcodec_jax.common.constants import HOP_LENGTH, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath, write_json
 from affectcodec_jax.emotion.teachers import EMOTION2VEC, KINDS
-from affectcodec_jax.models.codec import bits_per_stage, hop_length
+from affectcodec_jax.models.codec import bits_per_stage
 
 # What a codec's run needs of its configuration; all of it is in configs/base.py.
 CODEC_FIELDS = {
-    'model': ('backbone', 'lite', 'encoder_dim', 'decoder_dim', 'strides', 'acoustic_width',
+    'model': ('backbone', 'lite', 'encoder_dim', 'decoder_dim', 'acoustic_width',
               'emotion_dim', 'acoustic_dim', 'num_stages', 'emotion_levels', 'acoustic_levels',
               'quantizer', 'conditioning',
               'adapter_dim', 'adapter_layers', 'adapter_kernel', 'compute_dtype'),
@@ -156,9 +158,12 @@ def check_model(config: ConfigDict) -> None:
     if not levels or min(levels) < 2 or len(levels) > m[f'{name}_dim']:
       raise UserError(f'model.{name}_levels={tuple(levels)} must be values of 2 or more, at least one and '
                       f'at most model.{name}_dim={m[f"{name}_dim"]}')
-  hop = hop_length(m)
-  if hop != 320:
-    raise UserError(f'model.strides multiply to {hop}; 50 Hz frames at 16 kHz need 320')
+  if m.backbone == 'dac':  # lite has none
+    if 'strides' not in m:
+      raise UserError("has no field 'model.strides', which backbone dac needs")
+    if math.prod(m.strides) != HOP_LENGTH:
+      raise UserError(f'model.strides multiply to {math.prod(m.strides)}; 50 Hz frames at 16 kHz need '
+                      f'{HOP_LENGTH}')
   rates = list(config.rates)
   if not rates or sorted(set(rates)) != rates or rates[-1] != m.num_stages or rates[0] < 1:
     raise UserError(f'rates={tuple(rates)} must rise from at least 1 to model.num_stages='
@@ -182,8 +187,7 @@ def check_model(config: ConfigDict) -> None:
 
 def crop_samples(config: ConfigDict) -> int:
   """Samples of a training crop: `data.crop_seconds` rounded down to whole frames."""
-  hop = hop_length(config.model)
-  return int(round(config.data.crop_seconds * 16000)) // hop * hop
+  return int(round(config.data.crop_seconds * SAMPLE_RATE)) // HOP_LENGTH * HOP_LENGTH
 
 
 def save_config(path: AnyPath, config: ConfigDict) -> None:

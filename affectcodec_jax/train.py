@@ -71,8 +71,8 @@ def train(config, workdir, init_from=None):
     # launch/local.sh says who is who; TPU pods, Slurm and Open MPI are found by JAX itself.
     names = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
     try:
-      told = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
-      jax.distributed.initialize(**told)
+      topology = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
+      jax.distributed.initialize(**topology)
     except (ValueError, RuntimeError) as e:
       raise UserError(f'train.distributed: the other processes were not found ({e}); leave it False for '
                       'one process, start several by launch/local.sh, launch/tpu.sh, Slurm or MPI') from e
@@ -102,14 +102,14 @@ def train(config, workdir, init_from=None):
 
   # ---- Teacher and student ----
   # Copied into the run, which stays whole when the originals move.
-  own = {'teacher': workdir / 'teacher.safetensors'}
-  resuming = own['teacher'].exists()
+  copies = {'teacher': workdir / 'teacher.safetensors'}
+  resuming = copies['teacher'].exists()
   original = config.teacher.path or (init_from / 'teacher.safetensors' if init_from else '')
-  frozen = {'teacher': weights.load_teacher(config, own['teacher'] if resuming else original)}
+  frozen = {'teacher': weights.load_teacher(config, copies['teacher'] if resuming else original)}
   if config.teacher.student:
-    own['student'] = workdir / 'student.safetensors'
+    copies['student'] = workdir / 'student.safetensors'
     frozen['student'] = weights.load_student(
-        config, own['student'] if resuming else config.teacher.student)
+        config, copies['student'] if resuming else config.teacher.student)
 
   # ---- State ----
   manager = checkpoints.make_manager(workdir, config.train.keep_checkpoints)
@@ -134,8 +134,8 @@ def train(config, workdir, init_from=None):
     say(f'already at step {step} of {config.train.steps}; raise train.steps to go on')
   # Only now, when all is known to fit, is anything written that a later start reads.
   if chief and not resuming:
-    for name in sorted(own):  # the teacher last: it says that all is there
-      save_params(own[name], frozen[name])
+    for name in sorted(copies):  # the teacher last: it says that all is there
+      save_params(copies[name], frozen[name])
   if chief:
     config_lib.save_config(workdir / 'config.json', config)
     if changed := pipeline.data_changed(workdir, source):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from affectcodec_jax import config as config_lib
-from affectcodec_jax.models.codec import Codec, hop_length, make_codec
+from affectcodec_jax.common.constants import HOP_LENGTH
+from affectcodec_jax.models.codec import Codec, make_codec
 from configs import base, lite, paper
 
 
@@ -26,7 +27,7 @@ def _kept(config):
   """Bytes that a training step's batch leaves between forward and backward pass."""
   codec = make_codec(config)
   batch, samples = config.train.batch_size, config_lib.crop_samples(config)
-  frames = samples // hop_length(config.model)
+  frames = samples // HOP_LENGTH
   audio, features, latent = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (
       (batch, samples), (batch, frames, config.teacher.dim),
       (batch * len(config.rates), frames, config.model.acoustic_width)))

@@ -10,9 +10,10 @@ import functools
 import multiprocessing
 import statistics
 
+from affectcodec_jax.common.constants import HOP_LENGTH
 from benchmarks.measure import in_turn, matmul_peak, peak_memory, rows, share_of_peak
 
-SAMPLES = 48 * 320  # the trainer's crop of 0.96 s
+SAMPLES = 48 * HOP_LENGTH  # the trainer's crop of 0.96 s
 BATCH = 2
 LR, BETAS = 1e-4, (0.8, 0.99)
 
@@ -78,7 +79,7 @@ def _ours():
 
   @jax.jit
   def fresh(rng, audio):
-    latent = jnp.zeros((1, SAMPLES // 320, 1024))
+    latent = jnp.zeros((1, SAMPLES // HOP_LENGTH, 1024))
     params = [m.init(rng, x)['params'] for m, x in zip(parts, (audio, latent, latent))]
     return params, optimizer.init(params)
 

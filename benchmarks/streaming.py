@@ -5,6 +5,7 @@ Seconds are those of encoding or decoding 10 s that come in pieces of 20 ms.
 
 import numpy as np
 
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.emotion.teachers import emotion_context
 from affectcodec_jax.inference.streaming import CHUNK
 from affectcodec_jax.models.context import decoder_context, encoder_context
@@ -34,7 +35,7 @@ def run(threads, rounds):
   codes = codec.encode(audio, 16000, 1.5).codes
   calls = {}
   for chunk in CHUNKS:
-    calls[f'encode, chunk of {chunk}'] = _stream(codec.stream_encoder(1.5, chunk), audio, 320)
+    calls[f'encode, chunk of {chunk}'] = _stream(codec.stream_encoder(1.5, chunk), audio, HOP_LENGTH)
     calls[f'decode, chunk of {chunk}'] = _stream(codec.stream_decoder(1.5, chunk), codes, 1)
   yield from rows('stream', in_turn(calls, rounds), audio_seconds=SECONDS)
 

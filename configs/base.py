@@ -23,7 +23,7 @@ def get_config():
   c.model.lite.decoder_depth = 6
   c.model.encoder_dim = 16
   c.model.decoder_dim = 256
-  c.model.strides = (2, 4, 5, 8)
+  c.model.strides = (2, 4, 5, 8)  # of dac; their product is the hop, 320 samples
   c.model.acoustic_width = 256  # encoder's output, d_a'
   c.model.emotion_dim = 64  # d_e
   c.model.acoustic_dim = 192  # d_a

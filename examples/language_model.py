@@ -5,10 +5,10 @@
 
 Trains a causal transformer on the clips whose `split` is train, in the delay pattern: at each step it says
 emotion and acoustics of both stages, each of them a frame later than the one before it. Then it continues
-test clips from their first 2 s, the codec decodes them, and the judges of the evaluation hear prompt and
-continuation. They agree by chance too: so beside agreement stands that of each continuation with the
+test clips from their first 2 s, the codec decodes them, and the judges of the evaluation classify prompt
+and continuation. They agree by chance too: so beside agreement stands that of each continuation with the
 prompts of other clips, of any speaker and of the same one. Writes OUT/metrics.jsonl, OUT/results.json and
-a few clips to hear, each the prompt and what the model made of it.
+a few clips to play, each the prompt and what the model made of it.
 """
 
 import argparse
@@ -99,20 +99,20 @@ def train(model, folder, out, args):
     return optax.apply_updates(params, updates), state, each
 
   measure = jax.jit(functools.partial(losses, model))
-  state, data, start, heard = optimiser.init(params), read('train', seed=args.seed), time.time(), []
+  state, data, start, train_nats = optimiser.init(params), read('train', seed=args.seed), time.time(), []
   (out / 'metrics.jsonl').write_text('')  # of an earlier run: this one begins anew
   for i in range(1, args.steps + 1):
     params, state, each = step(params, state, next(data)[0])
-    heard.append(each)
+    train_nats.append(each)
     if i % args.log_every == 0 or i == args.steps:
       valid = [measure(params, ids) for ids in held_out]
       line = {'step': i, 'seconds': round(time.time() - start, 1)}
       line |= {name: (np.mean(nats, axis=0) / np.log(2)).round(3).tolist()
-               for name, nats in (('bits', heard), ('valid_bits', valid))}
+               for name, nats in (('bits', train_nats), ('valid_bits', valid))}
       with open(out / 'metrics.jsonl', 'a') as f:
         f.write(json.dumps(line) + '\n')
       print(json.dumps(line), flush=True)
-      heard = []
+      train_nats = []
   return params
 
 
@@ -140,10 +140,10 @@ def continue_prompts(model, params, prompts, frames, args):
     return (changed['cache'], row, rng), row
 
   start = jnp.full((len(prompts), columns), vocabulary.bos, jnp.int32)
-  _, told = jax.jit(functools.partial(jax.lax.scan, say))(
+  _, continued = jax.jit(functools.partial(jax.lax.scan, say))(
       (cache, start, jax.random.PRNGKey(args.seed)), jnp.asarray(rows.swapaxes(0, 1)))
-  told = np.asarray(told).swapaxes(0, 1)  # [clips, rows, columns]
-  return np.stack([lm.join(vocabulary.to_codes(lm.undelay(row))) for row in told])
+  continued = np.asarray(continued).swapaxes(0, 1)  # [clips, rows, columns]
+  return np.stack([lm.join(vocabulary.to_codes(lm.undelay(row))) for row in continued])
 
 
 def _sample(rng, logits, args):
@@ -154,11 +154,11 @@ def _sample(rng, logits, args):
 
 
 def agreement(clips, prompt, continuation, labels):
-  """How often the emotion heard in a continuation is that of its prompt, and of other prompts.
+  """How often the emotion predicted of a continuation is that of its prompt, and of other prompts.
 
   Args:
     clips: dicts with `speaker` and `file`.
-    prompt, continuation, labels: emotions `[clips]`; those heard, and the manifest's.
+    prompt, continuation, labels: emotions `[clips]`; those predicted, and the manifest's.
 
   Returns:
     Means with 95 % intervals over speakers, None where there is no pair: with its prompt (`own`), with
@@ -168,15 +168,16 @@ def agreement(clips, prompt, continuation, labels):
   hits = continuation[:, None] == prompt[None]  # [continuation, prompt]
   other = ~np.eye(len(clips), dtype=bool)
   same = other & (names[:, None] == names[None])
-  own = np.diag(hits).astype(float)
+  with_prompt = np.diag(hits).astype(float)
   chance = {name: np.divide((hits & pairs).sum(1), pairs.sum(1), out=np.full(len(clips), np.nan),
                             where=pairs.any(1)) for name, pairs in (('any', other), ('same_speaker', same))}
   to_labels = (continuation[:, None] == labels[None]) & other
-  told = {'own': own, **chance, **{f'own_minus_{k}': own - v for k, v in chance.items()},
-          'label': (continuation == labels).astype(float), 'label_any': to_labels.sum(1) / other.sum(1),
-          'prompt_with_label': (prompt == labels).astype(float)}
-  told['label_minus_any'] = told['label'] - told['label_any']
-  return {k: speakers.ratio(v) for k, v in told.items()}
+  rates = {'own': with_prompt, **chance,
+           **{f'own_minus_{k}': with_prompt - v for k, v in chance.items()},
+           'label': (continuation == labels).astype(float), 'label_any': to_labels.sum(1) / other.sum(1),
+           'prompt_with_label': (prompt == labels).astype(float)}
+  rates['label_minus_any'] = rates['label'] - rates['label_any']
+  return {k: speakers.ratio(v) for k, v in rates.items()}
 
 
 def judge(codec, clips, continued, prompt_frames, out):
@@ -184,24 +185,24 @@ def judge(codec, clips, continued, prompt_frames, out):
   for clip, codes in list(zip(clips, continued))[::max(1, len(clips) // 4)][:4]:
     name = '_'.join(pathlib.Path(clip['path']).with_suffix('.wav').parts[-2:])
     write_audio(out / name, codec.decode(codes))
-  hearing = {'network': judges.network_judge()}
+  classifiers = {'network': judges.network_judge()}
   try:
     functionals, machine = judges.egemaps(), judges.svm_posteriors()
-    hearing['egemaps_svm'] = lambda a: machine(functionals(a)[None])[0]
+    classifiers['egemaps_svm'] = lambda a: machine(functionals(a)[None])[0]
   except UserError as e:
     print(f'egemaps_svm: absent ({e})')
   named = [{'speaker': c['speaker'], 'file': c['path']} for c in clips]
   labels = np.array([emotion_index(c['emotion']) for c in clips])
   long = [i for i, c in enumerate(clips) if len(c['codes']) >= 1.5 * prompt_frames]
-  # Each part is decoded by itself: the decoder must not let one be heard in the other.
+  # Each part is decoded by itself: the decoder must not let one leak into the other.
   parts = [codec.decode_batch(list(c)) for c in np.split(continued, [prompt_frames], axis=1)]
   real = [codec.decode(clips[i]['codes'][prompt_frames:continued.shape[1]]) for i in long]  # as it was
   results = {}
-  for name, hear in hearing.items():
-    prompt, made = (np.array([hear(audio).argmax() for audio in part]) for part in parts)
+  for name, classify in classifiers.items():
+    prompt, made = (np.array([classify(audio).argmax() for audio in part]) for part in parts)
     results[name] = {'model': agreement(named, prompt, made, labels)}
     if len(long) > 1:
-      truly = np.array([hear(a).argmax() for a in real])
+      truly = np.array([classify(a).argmax() for a in real])
       results[name]['real'] = agreement([named[i] for i in long], prompt[long], truly, labels[long])
   return {'clips': len(clips), 'speakers': len({c['speaker'] for c in clips}), 'long_clips': len(long),
           'judges': results}
@@ -255,8 +256,8 @@ def run(args):
              'parameters': sum(x.size for x in jax.tree.leaves(params)),
              **judge(codec, clips, continued, prompt_frames, out)}
   write_json(out / 'results.json', results)
-  for name, told in results['judges'].items():
-    for kind, scores in told.items():
+  for name, by_kind in results['judges'].items():
+    for kind, scores in by_kind.items():
       print(f'{name}, {kind}: ' + '; '.join(
           f'{k} {v["mean"]:.3f} [{v["low"]:.3f}, {v["high"]:.3f}]' for k, v in scores.items() if v))
 

@@ -79,12 +79,12 @@ def training_batch(config, seed=0):
 
 def untrained_release(config, folder):
   """Writes a codec of random weights as `training.publish` would: there is nothing to wait for."""
-  heard = weights.load_teacher(config)
+  teacher = weights.load_teacher(config)
   init = jax.jit(functools.partial(init_params, config))
   save_params(folder / release.CODEC, init(jax.random.PRNGKey(0))[0])
-  save_params(folder / 'teacher.safetensors', heard)
+  save_params(folder / 'teacher.safetensors', teacher)
   params = load_params(folder / release.CODEC)
-  fingerprint = weights.fingerprint(config.model.to_dict(), params, {'teacher': heard}).hex()
+  fingerprint = weights.fingerprint(config.model.to_dict(), params, {'teacher': teacher}).hex()
   write_json(folder / release.CONFIG, {'step': 0, 'fingerprint': fingerprint, 'config': config.to_dict()})
 
 

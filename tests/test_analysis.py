@@ -160,13 +160,13 @@ def test_usage_of_a_uniform_and_a_stuck_stage():
   assert abs(rates['ideal'] - rates['nominal'] / 2) < 1
 
 
-def _labelled(rng, speakers, told):
-  """Clips of two emotions; where `told`, the first emotion digit of stage 2 says which."""
+def _labelled(rng, speakers, predictable):
+  """Clips of two emotions; where `predictable`, the first emotion digit of stage 2 says which."""
   clips = []
   for speaker in speakers:
     for i in range(12):
       clip = _clip(rng, speaker, 40, emotion=i % 2, name=str(i))
-      if told:
+      if predictable:
         clip.codes[:, 1] = clip.codes[:, 1] // 2 * 2 + (rng.random(40) < 0.2 + 0.6 * (i % 2))
       clips.append(clip)
   return clips
@@ -214,7 +214,7 @@ def test_intervals_cover_the_truth():
   assert covered >= 51  # of 57 expected
 
 
-def test_stage_probes_refuse_what_cannot_be_told():
+def test_stage_probes_refuse_what_cannot_be_predicted():
   pytest.importorskip('sklearn')
   rng = np.random.default_rng(0)
   clips = _labelled(rng, 'ab', False)

@@ -14,6 +14,7 @@ from affectcodec_jax import audio as audio_lib
 from affectcodec_jax.audio import read_audio, write_audio
 from affectcodec_jax.common import audio_reader
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.pictures import spectrogram
 
 av = pytest.importorskip('av')
 
@@ -23,6 +24,23 @@ RATE = 44100
 def sweep(seconds, first=200, rate=RATE):
   t = np.arange(int(seconds * rate)) / rate
   return (0.3 * np.sin(2 * np.pi * (first * t + 20 * t ** 2))).astype(np.float32)
+
+
+def test_levelled_and_padded():
+  audio = sweep(0.05, rate=16000)  # 800 samples: two frames and a half
+  level = audio_lib.at_codec_level(audio.astype(np.float64))
+  assert level.dtype == np.float32 and audio_lib.active_level(level) == pytest.approx(-24, abs=1e-3)
+  padded, mask = audio_lib.pad_to_frames(level, 5)
+  assert padded.shape == (1600,) and mask.tolist() == [True, True, True, False, False]
+  np.testing.assert_array_equal(padded, np.append(level, np.zeros(800, np.float32)))
+  assert not audio_lib.at_codec_level(np.zeros(10, np.float32)).any()
+
+
+def test_spectrogram_is_brightest_where_the_tone_is():
+  tone = 0.5 * np.sin(2 * np.pi * 1000 / 16000 * np.arange(16000))
+  picture = np.asarray(spectrogram(tone), int).sum(axis=-1)  # [257, 126]
+  assert picture.shape == (257, 126) and abs(256 - picture[:, 60].argmax() - 32) <= 1  # 31.25 Hz a row
+  assert np.asarray(spectrogram(tone, loudest=80), int).sum() < np.asarray(spectrogram(tone), int).sum()
 
 
 def encoded(path, audio, codec, rate=RATE, options=None, **container):
@@ -157,7 +175,7 @@ def test_rates_that_no_recording_has(tmp_path, rate):
 
 
 @pytest.mark.parametrize('suffix', ['ogg', 'flac', 'mp3', 'wav'])
-def test_what_is_missing_is_told(tmp_path, suffix, caplog):
+def test_what_is_missing_is_reported(tmp_path, suffix, caplog):
   """A hole in the middle: what lies behind it is read, or one line says that it ends there."""
   path = tmp_path / f'a.{suffix}'
   noise = np.random.default_rng(0).normal(size=320000) * 0.05  # takes bits: pages of less than a second
@@ -207,7 +225,7 @@ def test_long_sound_is_written_whole(tmp_path, suffix):
   assert os.listdir(tmp_path) == [path.name]
 
 
-def test_overload_is_lowered_and_told(tmp_path, caplog):
+def test_overload_is_lowered_and_reported(tmp_path, caplog):
   """int16 values stored as float: 88 % of the output was clipped without a word."""
   audio = audio_lib.resample(sweep(1), RATE, 16000)
   write_audio(tmp_path / 'a.wav', audio * 32768)

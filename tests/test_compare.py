@@ -1,4 +1,4 @@
-"""Differences between systems: of the files themselves, over speakers, told in the metric's own sense."""
+"""Differences between systems: of the files themselves, over speakers, in the sense of the metric."""
 
 import csv
 
@@ -21,9 +21,9 @@ def write(path, pesq, errors):
       original = {'label': 'original', 'pesq': 4.6, 'net_heard': emotion, 'net_agreement': 1.0}
       writer.writerow(about | original)
       for k, label in enumerate(('a', 'b')):
-        heard = 'sad' if label == 'b' else emotion  # b makes all sad
+        predicted = 'sad' if label == 'b' else emotion  # b makes all sad
         writer.writerow(about | {'label': label, 'pesq': pesq[k, i], 'word_errors': errors[k, i],
-                                 'net_heard': heard, 'net_agreement': float(heard == emotion)})
+                                 'net_heard': predicted, 'net_agreement': float(predicted == emotion)})
 
 
 def test_differences_pair_files(tmp_path, capsys):
@@ -33,14 +33,14 @@ def test_differences_pair_files(tmp_path, capsys):
   pesq = np.stack([base + 0.1 + rng.normal(scale=0.01, size=24), base])
   errors = np.stack([np.arange(24), np.zeros(24)])
   write(tmp_path / 'files.csv', pesq, errors)
-  told = {r[0]: r[1:] for r in compare.compare(tmp_path / 'files.csv', 'a', 'b')}
-  a, b, between = told['PESQ-WB']
+  differences = {r[0]: r[1:] for r in compare.compare(tmp_path / 'files.csv', 'a', 'b')}
+  a, b, between = differences['PESQ-WB']
   wanted = [*pesq.mean(axis=1), (pesq[0] - pesq[1]).mean()]
   np.testing.assert_allclose([a, b, between['mean']], wanted, rtol=1e-4)  # kept with six digits
   assert 0.09 < between['low'] < between['mean'] < between['high'] < 0.11
-  np.testing.assert_allclose(told['WER'][0], errors[0].sum() / 240)
+  np.testing.assert_allclose(differences['WER'][0], errors[0].sum() / 240)
   # Half of the clips are happy, and b makes them all sad: half of the recall is lost, half of them agree.
-  assert told['MEDR % (net)'][:2] == (0, 50) and told['agreement (net)'][:2] == (1, 0.5)
+  assert differences['MEDR % (net)'][:2] == (0, 50) and differences['agreement (net)'][:2] == (1, 0.5)
   assert cli.main(['compare', str(tmp_path / 'files.csv'), 'a', 'b']) == 0
   lines = capsys.readouterr().out.splitlines()
   said = {line.split(' | ')[0].strip('| '): line.split('|')[-2].strip() for line in lines[2:]}
@@ -49,8 +49,8 @@ def test_differences_pair_files(tmp_path, capsys):
   pesq = pesq.astype(object)
   pesq[1, 0] = ''
   write(tmp_path / 'files.csv', pesq, errors)
-  told = {r[0]: r[1:] for r in compare.compare(tmp_path / 'files.csv', 'a', 'b')}
-  np.testing.assert_allclose(told['PESQ-WB'][0], pesq[0, 1:].astype(float).mean())
+  differences = {r[0]: r[1:] for r in compare.compare(tmp_path / 'files.csv', 'a', 'b')}
+  np.testing.assert_allclose(differences['PESQ-WB'][0], pesq[0, 1:].astype(float).mean())
 
 
 def test_mistakes_get_one_line(tmp_path, capsys):

@@ -331,7 +331,7 @@ def test_pitch_is_tracked_once_and_read_then(tmp_path, monkeypatch):
 
 
 def test_silence_has_a_pitch_and_no_voice():
-  f0, voiced = pitch.at_frames(np.zeros(50, np.float32), 0.0, 1.0, 10, 320)
+  f0, voiced = pitch.at_frames(np.zeros(50, np.float32), 0.0, 1.0, 10)
   assert (f0 > 0).all() and not voiced.any()
 
 

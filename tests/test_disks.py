@@ -252,7 +252,7 @@ def test_a_checkpoint_on_a_full_disk(disk, capfd):
   assert manager.all_steps() == [1]
 
 
-def test_an_error_of_the_background_writer_is_told(tmp_path, monkeypatch):
+def test_an_error_of_the_background_writer_is_reported(tmp_path, monkeypatch):
   manager = types.SimpleNamespace(directory=tmp_path, wait_until_finished=full)
   with pytest.raises(UserError, match='could not be written .*No space left.*the same command'):
     checkpoints.finish(manager)

@@ -49,7 +49,7 @@ def test_missing_values_are_left_out_and_none_is_none():
 
 
 def test_emotion_degradation_by_hand():
-  """Emotion 0: 2 of 2 heard before, 1 of 2 after. Emotion 1: 1 of 1 before and after."""
+  """Emotion 0: 2 of 2 recognised before, 1 of 2 after. Emotion 1: 1 of 1 before and after."""
   speakers = statistics.Speakers([{'speaker': s, 'file': s} for s in 'abc'])
   truth, before, after = np.array([0, 0, 1]), np.array([0, 0, 1]), np.array([0, 1, 1])
   macro, weighted = (speakers.degradation(truth, before, after, macro=m)[0] for m in (True, False))
@@ -77,7 +77,7 @@ def test_judgements_need_the_original_beside_them():
   results = summary.summarise(rows, ['j'])
   x = results['x']
   assert x['scores']['wer']['mean'] == pytest.approx(5 / 10) and x['measured_kbps'] == 1.5
-  # Emotion 1 heard before and after; emotion 2 only after: recall rises from 1/2 to 1.
+  # Emotion 1 recognised before and after; emotion 2 only after: recall rises from 1/2 to 1.
   assert x['scores']['j_macro']['mean'] == pytest.approx(-100)
   assert x['confusion']['j'][2][2] == 1 and np.sum(x['confusion']['j']) == 2
   assert x['emotions'][EMOTIONS[1]]['j_agreement']['clips'] == 1
@@ -99,25 +99,25 @@ def test_scores_are_kept_by_content(tmp_path):
   def metric(name, version='1'):
     return {name: (lambda: lambda a, b, item: calls.append(name) or {name: float(np.sum(a - b))}, version)}
 
-  def told(system, metrics, item):
+  def scored_by(system, metrics, item):
     calls.clear()
     record = scoring.Scorer([system], metrics, tmp_path)(item)['x 6']
     return record, list(calls)
 
-  record, seen = told(system(), metric('m'), _item())
+  record, seen = scored_by(system(), metric('m'), _item())
   assert seen == ['run', 'm'] and record['scores'] == {'m': {'m': 0.0}} and record['bits'] == 100
-  assert told(system(), metric('m'), _item()) == (record, [])
-  assert told(system(), metric('m') | metric('n'), _item())[1] == ['run', 'n']
-  assert told(system(), metric('m', '2'), _item())[1] == ['run', 'm']
-  assert told(system('2'), metric('m', '2'), _item())[1] == ['run', 'm']
-  assert told(system(), metric('m', '2'), _item(text='words'))[1] == ['run', 'm']
-  assert told(system(), metric('m', '2'), _item(0.9))[1] == ['run', 'm']
+  assert scored_by(system(), metric('m'), _item()) == (record, [])
+  assert scored_by(system(), metric('m') | metric('n'), _item())[1] == ['run', 'n']
+  assert scored_by(system(), metric('m', '2'), _item())[1] == ['run', 'm']
+  assert scored_by(system('2'), metric('m', '2'), _item())[1] == ['run', 'm']
+  assert scored_by(system(), metric('m', '2'), _item(text='words'))[1] == ['run', 'm']
+  assert scored_by(system(), metric('m', '2'), _item(0.9))[1] == ['run', 'm']
   for path in tmp_path.rglob('*.json'):
     path.write_text(path.read_text()[:-5])
-  assert told(system(), metric('m', '2'), _item())[1] == ['run', 'm']  # a damaged file is as none
+  assert scored_by(system(), metric('m', '2'), _item())[1] == ['run', 'm']  # a damaged file is as none
 
 
-def test_a_metric_that_fails_is_told_and_the_others_go_on(tmp_path):
+def test_a_metric_that_fails_is_reported_and_the_others_go_on(tmp_path):
   def fail(a, b, item):
     raise RuntimeError('too short\nto tell')
   metrics = {'bad': (lambda: fail, '1'), 'good': (lambda: lambda a, b, item: {'good': 1.0}, '1')}
@@ -182,7 +182,7 @@ def test_evaluation_scores_every_rate_beside_peers(run, speech, tmp_path, capsys
 
 
 def test_the_page_holds_all_it_shows(run, speech, tmp_path):
-  """No address of elsewhere in it; every clip through every system; a too short clip is told."""
+  """No address of elsewhere in it; every clip through every system; a too short clip is reported."""
   pytest.importorskip('jinja2')
   pytest.importorskip('pystoi')
   args = ['--checkpoint', str(run), '--data', str(speech), '--out', str(tmp_path / 'out'), '--jobs', '1',

@@ -106,19 +106,19 @@ def test_a_continuation_is_what_the_model_says_at_once():
 def test_agreement_by_hand():
   clips = [{'speaker': s, 'file': str(i)} for i, s in enumerate('aabb')]
   prompt, made, labels = np.array([0, 1, 2, 2]), np.array([0, 0, 2, 1]), np.array([0, 1, 2, 3])
-  told = language_model.agreement(clips, prompt, made, labels)
-  assert told['own']['mean'] == pytest.approx(2 / 4)
+  rates = language_model.agreement(clips, prompt, made, labels)
+  assert rates['own']['mean'] == pytest.approx(2 / 4)
   # Others' prompts: 0 of 3, 1 of 3, 1 of 3, 1 of 3; of the same speaker: 0, 1, 1, 0 of one.
-  assert told['any']['mean'] == pytest.approx(3 / 3 / 4)
-  assert told['same_speaker']['mean'] == pytest.approx(2 / 4)
-  assert told['own_minus_any']['mean'] == pytest.approx(1 / 4)
-  assert told['label']['mean'] == pytest.approx(2 / 4) and told['prompt_with_label']['mean'] == 3 / 4
+  assert rates['any']['mean'] == pytest.approx(3 / 3 / 4)
+  assert rates['same_speaker']['mean'] == pytest.approx(2 / 4)
+  assert rates['own_minus_any']['mean'] == pytest.approx(1 / 4)
+  assert rates['label']['mean'] == pytest.approx(2 / 4) and rates['prompt_with_label']['mean'] == 3 / 4
   alone = language_model.agreement([c | {'speaker': c['file']} for c in clips], prompt, made, labels)
   assert alone['same_speaker'] is None
 
 
 def test_the_language_model_trains_continues_and_judges(tmp_path, monkeypatch, capsys):
-  """Two steps of a small one. The judge hears prompts, by their length, as happy, all else as neutral."""
+  """Two steps of a small one. Prompts are judged, by their length, as happy, all else as neutral."""
   def absent():
     raise UserError('opensmile is not installed')
   monkeypatch.setattr(language_model.judges, 'network_judge',
@@ -141,8 +141,8 @@ def test_the_language_model_trains_continues_and_judges(tmp_path, monkeypatch, c
   assert results['clips'] == 3 and results['long_clips'] == 3
   assert list(results['judges']) == ['network'] and 'egemaps_svm: absent' in capsys.readouterr().out
   scores = results['judges']['network']
-  for told in (scores['model'], scores['real']):
-    assert [told[k]['mean'] for k in ('own', 'any', 'label', 'prompt_with_label')] == [0, 0, 0, 1]
+  for rates in (scores['model'], scores['real']):
+    assert [rates[k]['mean'] for k in ('own', 'any', 'label', 'prompt_with_label')] == [0, 0, 0, 1]
   assert soundfile.info(out / 's2_2.wav').frames == 50 * 320
   assert language_model.main([*args, '--prompt-seconds', '9', '--seconds', '10']) == 2
   assert 'fewer than two' in capsys.readouterr().err

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.emotion import teachers
 from affectcodec_jax.inference import weights
 from affectcodec_jax.inference.pieces import Inference
+from affectcodec_jax.inference.pooling import pool_parts
 from affectcodec_jax.models import context, source_filter
-from affectcodec_jax.models.codec import Codec, hop_length, init_params, make_codec
-from affectcodec_jax.models.conditioning import combine
+from affectcodec_jax.models.codec import Codec, init_params, make_codec
 from configs.base import get_config
 from tests.conftest import tiny
 
@@ -70,7 +71,7 @@ def test_a_batch_of_unequal_lengths_is_as_each_alone(backbone):
 def test_contexts_reach_as_far_as_the_networks_see_and_hardly_further(backbone):
   """Something else beyond the context leaves a frame as it is, to the bit; at half of it, it does not."""
   config, params, frozen = networks(backbone)
-  codec, hop, frames, at = make_codec(config), hop_length(config.model), 200, 100
+  codec, hop, frames, at = make_codec(config), HOP_LENGTH, 200, 100
   audio = sound(4.0).reshape(frames, hop)
   other = np.roll(audio, 7)
   latent = np.random.default_rng(0).normal(size=(frames, 64)).astype(np.float32)
@@ -124,5 +125,5 @@ def test_pooling_in_parts_is_pooling():
   whole = apply(x, mask, method=lambda m, x, k: m.pool(x, k))[0]
   parts = [apply(x[:, i:i + 30], mask[:, i:i + 30], method=lambda m, x, k: m.pool.part(x, k))
            for i in (0, 30, 60)]
-  np.testing.assert_allclose(combine([tuple(np.asarray(p[0]) for p in part) for part in parts]), whole,
+  np.testing.assert_allclose(pool_parts([tuple(np.asarray(p[0]) for p in part) for part in parts]), whole,
                              atol=1e-5)

@@ -42,7 +42,7 @@ def start(count, *args):
 
 @pytest.mark.parametrize('plan, status', [('0 0 0', 0), ('75 75 75', 75), ('0 3 0', 3), ('wait 3 wait', 3)])
 def test_local_starts_all_and_ends_with_them(fake, plan, status):
-  """A failure ends those that would wait for it; a common early stop is told as such."""
+  """A failure ends those that would wait for it; a common early stop is reported as such."""
   (fake / 'plan').write_text('\n'.join(plan.split()))
   run = start(3, '--config', 'c.py', '--workdir', str(fake / 'w'))
   run.communicate(timeout=60)

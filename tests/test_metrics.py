@@ -5,10 +5,10 @@ import warnings
 import numpy as np
 import pytest
 
+from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.evaluation import metrics, prosody, words
-from affectcodec_jax.evaluation.scoring import levelled
 from affectcodec_jax.training import losses
 
 ITEM = {'text': '', 'lang': ''}
@@ -18,7 +18,7 @@ warnings.filterwarnings('ignore', message='pkg_resources')
 @pytest.fixture(scope='module')
 def speech():
   """Two seconds of the package's own speech-like sound."""
-  return levelled(SyntheticSource(8, seed=0)[3]['audio'])[:32000]
+  return at_codec_level(SyntheticSource(8, seed=0)[3]['audio'])[:32000]
 
 
 def make(name):
@@ -82,7 +82,7 @@ def test_flattened_pitch_is_seen_by_pitch_and_only_by_it(speech):
   errors = [s['f0_rmse'] for s in scores]
   spread = 1200 * np.std(np.log2(prosody.pitch(speech)[prosody.pitch(speech) > 0]))
   assert errors[0] < 0.4 * spread < errors[1] < errors[2]
-  # Without any movement the error is the movement itself, up to frames where voicing is told differently.
+  # Without any movement the error is the movement itself, up to frames where voicing is found differently.
   assert 0.6 * spread < errors[2] < 1.4 * spread
   levels = [energy(speech, flattened(speech, keep))['energy_correlation'] for keep in (1.0, 0.0)]
   assert abs(levels[0] - levels[1]) < 0.02
@@ -143,7 +143,7 @@ def test_egemaps_are_the_packages_own(speech):
 def test_speaker_similarity_is_the_cosine_of_the_packages_embeddings(speech):
   resemblyzer = pytest.importorskip('resemblyzer')
   encoder = resemblyzer.VoiceEncoder('cpu', verbose=False)
-  other = levelled(SyntheticSource(8, seed=0)[5]['audio'])[:32000]
+  other = at_codec_level(SyntheticSource(8, seed=0)[5]['audio'])[:32000]
   a, b = encoder.embed_utterance(speech), encoder.embed_utterance(other)  # of length 1
   assert make('resemblyzer')(speech, other)['speaker_resemblyzer'] == pytest.approx(float(a @ b), abs=1e-5)
 
@@ -173,7 +173,7 @@ def test_word_errors_by_hand():
   assert words.count_errors(jiwer, 'a b', '') == {'words': 2, 'word_errors': 2}
 
 
-def test_words_are_heard_only_where_they_can_be_judged(speech):
+def test_words_are_recognised_only_where_they_can_be_judged(speech):
   whisper = make('whisper')
   assert whisper(speech, speech, {'text': 'sieben', 'lang': 'de'})['words'] is None
   assert whisper(speech, speech, {'text': 'two words', 'lang': 'en'})['words'] == 2
@@ -185,7 +185,7 @@ def test_distillmos_scores_damage(speech):
   assert scores[0] < scores[1]
 
 
-def test_an_absent_package_is_told_by_its_name(monkeypatch):
+def test_an_absent_package_is_reported_by_its_name(monkeypatch):
   absent = metrics.Metric(None, ('no-such-package',))
   with pytest.raises(UserError, match='no-such-package is not installed; requirements-eval.txt'):
     metrics.version(absent)

@@ -11,11 +11,27 @@ from affectcodec_jax import spectral
 from affectcodec_jax.emotion.compact import Teacher
 from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.dac import Decoder, Encoder
-from affectcodec_jax.models.layers import Conv, ConvTranspose, folded_conv, sin_squared
+from affectcodec_jax.models.layers import Conv, ConvTranspose, folded_conv, sin_squared, whiten
 from affectcodec_jax.models.lite import DepthwiseConv, LiteEncoder
 from affectcodec_jax.training import losses
 
 STRIDES = (2, 4, 5, 8)
+
+
+def test_whitened_convolutions_give_what_they_should():
+  """Two of them side by side: zero mean and unit variance a channel, by the new parameters themselves."""
+  x = np.random.default_rng(0).normal(size=(3, 50, 6)).astype(np.float32)
+  layers = Conv(4, (1,)), Conv(3, (1,))
+  params = [layer.init(jax.random.key(i), x)['params'] for i, layer in enumerate(layers)]
+  params[0] = params[0] | {'b': jnp.asarray([1.0, -2, 3, 0])}
+
+  def outputs(params):
+    return jnp.concatenate([layer.apply({'params': p}, x) for layer, p in zip(layers, params)], axis=-1)
+
+  whitened, expected = whiten(params, outputs(params))
+  np.testing.assert_allclose(outputs(whitened), expected, atol=1e-5)
+  np.testing.assert_allclose(expected.mean(axis=(0, 1)), 0, atol=1e-5)
+  np.testing.assert_allclose(expected.std(axis=(0, 1)), 1, atol=1e-4)
 
 
 @pytest.mark.parametrize('stride', [2, 4, 5, 8])

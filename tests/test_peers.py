@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
+from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.evaluation import classifiers, neural_peers, peers
-from affectcodec_jax.evaluation.scoring import levelled
 
 
 @pytest.fixture(scope='module')
 def speech():
-  return levelled(SyntheticSource(8, seed=0)[3]['audio'])[:40123]
+  return at_codec_level(SyntheticSource(8, seed=0)[3]['audio'])[:40123]
 
 
 @pytest.mark.parametrize('name', peers.PEERS)
@@ -49,7 +49,7 @@ def test_ogg_bits_are_those_of_packets():
   assert peers.ogg_bits(page([19, 40]) + page([255, 45, 10])) == 8 * 310
 
 
-def test_a_missing_tool_is_told_and_the_others_go_on(monkeypatch):
+def test_a_missing_tool_is_reported_and_the_others_go_on(monkeypatch):
   monkeypatch.setattr(peers.shutil, 'which', lambda name: None)
   systems, absent = peers.make_peers(['opus', 'codec2', 'speex'])
   assert {s.name for s in systems} == {'opus'}
@@ -111,8 +111,9 @@ def test_a_users_classifier_speaks_in_the_codecs_emotions(transformers, tmp_path
   config = _classifier(transformers, tmp_path / 'a', ['angry', 'hap', 'Neutral', 'sadness'])
   transformers.Wav2Vec2ForSequenceClassification(config).save_pretrained(tmp_path / 'a')
   name = str(tmp_path / 'a')
-  told = classifiers.hugging_face(name)(speech, speech, {})[name]
-  assert sum(told) == pytest.approx(1, abs=1e-5) and np.count_nonzero(told) == 4 and told[4] > 0  # angry
+  result = classifiers.hugging_face(name)(speech, speech, {})[name]
+  assert sum(result) == pytest.approx(1, abs=1e-5)
+  assert np.count_nonzero(result) == 4 and result[4] > 0  # angry
   assert classifiers.label_places(['angry', 'bored']) is None
 
 
@@ -128,12 +129,12 @@ def test_a_regressors_own_head_is_loaded_and_not_replaced(transformers, tmp_path
   text = text.replace('DimensionModel', 'Wav2Vec2ForSpeechClassification')
   (tmp_path / 'v' / 'config.json').write_text(text)
   name = str(tmp_path / 'v')
-  told = classifiers.hugging_face(name)(speech, speech, {})
+  result = classifiers.hugging_face(name)(speech, speech, {})
   x = (speech - speech.mean()) / np.sqrt(speech.var() + 1e-7)
   with torch.no_grad():
     direct = model(torch.from_numpy(x)[None]).logits[0].tolist()
-  assert list(told) == [f'{name} {k}' for k in ('arousal', 'dominance', 'valence')]
-  np.testing.assert_allclose(list(told.values()), direct, atol=1e-4)  # the same sums in another order
+  assert list(result) == [f'{name} {k}' for k in ('arousal', 'dominance', 'valence')]
+  np.testing.assert_allclose(list(result.values()), direct, atol=1e-4)  # the same sums in another order
   transformers.Wav2Vec2Model(config).save_pretrained(tmp_path / 'v')  # no head at all
   with pytest.raises(UserError, match='untrained part'):
     classifiers.hugging_face(name)

@@ -174,7 +174,7 @@ def test_digital_silence_is_not_trained_on(tmp_path, caplog):
   assert len([m for m in caplog.messages if 'digital silence' in m]) == 1
 
 
-def test_a_damaged_file_is_told_once(tmp_path, caplog):
+def test_a_damaged_file_is_reported_once(tmp_path, caplog):
   for name in 'ab':
     recording(tmp_path / f'{name}.wav')
   source = FolderSource(tmp_path)
@@ -185,7 +185,7 @@ def test_a_damaged_file_is_told_once(tmp_path, caplog):
   assert len(caplog.messages) == 1 and source.skipped == 1
 
 
-def test_a_changed_data_set_is_told(tmp_path):
+def test_a_changed_data_set_is_reported(tmp_path):
   for i in range(4):
     recording(tmp_path / 'data' / f'{i}.wav')
   changed = lambda: pipeline.data_changed(tmp_path, FolderSource(tmp_path / 'data'))

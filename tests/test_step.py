@@ -192,6 +192,20 @@ def test_batch_must_divide_over_devices_and_pieces(tiny_config):
     config_lib.validate(tiny_config)
 
 
+def test_strides_are_asked_of_the_dac_style_backbone_alone(tiny_config):
+  config = tiny(lite.get_config())
+  del config.model.strides
+  config_lib.validate(config)
+  assert config_lib.crop_samples(config) == 3200
+  assert jax.eval_shape(lambda: init_params(config, jax.random.PRNGKey(0)))[0]
+  tiny_config.model.strides = (16, 10)
+  with pytest.raises(UserError, match='multiply to 160'):
+    config_lib.validate(tiny_config)
+  del tiny_config.model.strides
+  with pytest.raises(UserError, match="no field 'model.strides'"):
+    config_lib.validate(tiny_config)
+
+
 def test_a_start_without_rounding():
   """The quantiser's schedule at its corners, and what it does to the latent."""
   config = tiny(lite.get_config())

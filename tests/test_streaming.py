@@ -109,9 +109,9 @@ def some_codes(frames=120):
 
 
 def decode_with_loss(decoder, lost):
-  told = [decoder.push_lost() if missing else decoder.push(code[None])
+  pieces = [decoder.push_lost() if missing else decoder.push(code[None])
           for code, missing in zip(some_codes(), lost)]
-  return np.concatenate([*told, decoder.flush()])
+  return np.concatenate([*pieces, decoder.flush()])
 
 
 @pytest.mark.parametrize('backbone', ['dac', 'lite'])
@@ -172,7 +172,7 @@ def test_bridges():
   np.testing.assert_array_equal(distance, [1, 0, 0, 1, 2, 1, 0, 1, 2])
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_reported():
   codec = make_codec()
   for make, message in ((lambda: codec.stream_encoder(2), 'not a rate'),
                         (lambda: codec.stream_encoder(chunk_frames=0), 'has 1 to 1000'),
@@ -184,7 +184,7 @@ def test_mistakes_are_told():
     with pytest.raises(UserError, match=message):
       make()
   deaf = types.SimpleNamespace(emotion_context=None)
-  with pytest.raises(UserError, match='cannot hear a stream'):
+  with pytest.raises(UserError, match='cannot encode a stream'):
     streaming.StreamEncoder(deaf, None, None, 2, 10, None, 0.0, None)
   decoder = codec.stream_decoder(chunk_frames=7)
   for codes in (np.zeros((4, 2), int), np.zeros((4, 3)), np.zeros(3, int)):
@@ -216,7 +216,7 @@ def stream(monkeypatch, data, *args, sink=None):
 
 
 def test_pcm_through_a_pipe(monkeypatch, capsys):
-  """As by the library, as it comes, to half a step of 16 bits; an odd byte at the end is told."""
+  """As by the library, as it comes, to half a step of 16 bits; an odd byte at the end is reported."""
   codec, audio = make_codec(), sound(1.31)
   pcm = np.round(audio * 32768).astype('<i2')
   status, sink, seen = stream(monkeypatch, pcm.tobytes() + b'x')

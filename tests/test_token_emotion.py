@@ -91,14 +91,14 @@ def test_weights_are_those_of_the_regression_that_was_fitted(emotions):
   x, labels = rng.normal(1, 3, size=(200, 5)), rng.choice(emotions, size=200)
   x[:, 0] += labels
   x[:, 4] = 7.0  # never changes
-  told = token_emotion.apply(train_token_emotion.fit(x, labels, 0.1), x)
+  result = token_emotion.apply(train_token_emotion.fit(x, labels, 0.1), x)
   reference = make_pipeline(scaler(), classifier(C=0.1, class_weight='balanced', max_iter=1000))
   wanted = reference.fit(x, labels).predict_proba(x)
-  np.testing.assert_allclose(told[:, list(emotions)], wanted, atol=1e-4)
-  np.testing.assert_allclose(told.sum(axis=1), 1)
+  np.testing.assert_allclose(result[:, list(emotions)], wanted, atol=1e-4)
+  np.testing.assert_allclose(result.sum(axis=1), 1)
 
 
-def test_what_was_learned_is_told_of_other_speakers():
+def test_what_was_learned_is_predicted_of_other_speakers():
   """Each emotion has a code that is commoner by a half; the acoustic block knows nothing."""
   pytest.importorskip('sklearn')
   rng = np.random.default_rng(0)
@@ -125,9 +125,9 @@ def test_a_predictor_comes_back_from_its_file_and_leaves_odd_stages_out(tmp_path
   assert again.fingerprint == FINGERPRINT and list(again.weights) == [1, 2, 4]
   codes = _codes(rng, 40, 8)
   for stages, used in ((1, 1), (2, 2), (3, 2), (4, 4), (8, 4)):
-    told = again.predict(Tokens(codes[:, :stages], 40 * 320, 0.0, FINGERPRINT))
-    np.testing.assert_array_equal(told, predictor.probabilities(codes[:, :used]))
-    assert told.sum() == pytest.approx(1)
+    result = again.predict(Tokens(codes[:, :stages], 40 * 320, 0.0, FINGERPRINT))
+    np.testing.assert_array_equal(result, predictor.probabilities(codes[:, :used]))
+    assert result.sum() == pytest.approx(1)
 
 
 def test_the_command_needs_no_model_and_mistakes_get_one_line(tmp_path, capsys, monkeypatch):
@@ -140,12 +140,13 @@ def test_the_command_needs_no_model_and_mistakes_get_one_line(tmp_path, capsys, 
   code = (f'import sys, affectcodec_jax.__main__ as m\nassert m.main({args + ["--json"]!r}) == 0\n'
           'assert "jax" not in sys.modules')
   printed = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, capture_output=True).stdout
-  told = json.loads(printed)
-  assert list(told['probabilities']) == list(EMOTIONS) and told['stages_used'] == 2
-  assert sum(told['probabilities'].values()) == pytest.approx(1) and 1 <= told['valence'] <= 9
+  result = json.loads(printed)
+  assert list(result['probabilities']) == list(EMOTIONS) and result['stages_used'] == 2
+  assert sum(result['probabilities'].values()) == pytest.approx(1) and 1 <= result['valence'] <= 9
   assert cli.main(args) == 0
   printed = capsys.readouterr().out
-  assert f'{max(told["probabilities"].values()):.3f}' in printed.splitlines()[1] and 'dominance' in printed
+  highest = max(result['probabilities'].values())
+  assert f'{highest:.3f}' in printed.splitlines()[1] and 'dominance' in printed
 
   def fails(args, message):
     assert cli.main(['emotion', *map(str, args)]) == 2
@@ -198,16 +199,16 @@ def test_quartets_are_of_the_speakers_and_emotions_they_should_be():
 
 
 def test_effects_are_what_was_put_in():
-  """B is heard as itself; A's emotion block moves 0.3 of probability from B's emotion to A's, at a cost."""
+  """B is classified as itself; A's emotion block moves 0.3 of probability to A's emotion, at a cost."""
   rng = np.random.default_rng(0)
   rows = []
   for i in range(40):
     own, target = rng.choice(8, size=2, replace=False)
     plain, moved = np.eye(8)[own], 0.3 * (np.eye(8)[target] - np.eye(8)[own])
-    heard = dict.fromkeys(transplant.VARIANTS, plain)
-    heard |= {'emotion': plain + moved, 'donor': np.eye(8)[target]}
+    posteriors = dict.fromkeys(transplant.VARIANTS, plain)
+    posteriors |= {'emotion': plain + moved, 'donor': np.eye(8)[target]}
     rows.append({'speaker': f's{i % 5}', 'file': str(i), 'own': own, 'target': target,
-                 'heard': {'judge': heard}, 'cost': {'mel': {'plain': 0.0, 'emotion': 0.1 * (i % 5)}}})
+                 'heard': {'judge': posteriors}, 'cost': {'mel': {'plain': 0.0, 'emotion': 0.1 * (i % 5)}}})
   result = transplant.summarise(rows)
   judge = result['judges']['judge']
   assert result['pairs'] == 40 and result['speakers'] == 5 and sum(result['targets'].values()) == 40
@@ -265,7 +266,7 @@ def test_commands_train_and_transplant(codec, manifest, tmp_path, capsys, monkey
   monkeypatch.setattr(api, 'load', lambda path: codec)
   monkeypatch.setattr(judges, 'network_judge', _judge)
   monkeypatch.setattr(judges, 'packaged_teacher', _judge)
-  monkeypatch.setattr(transplant, 'listeners', lambda: ({'network': _judge()}, {'svm': 'not asked'}))
+  monkeypatch.setattr(transplant, 'make_judges', lambda: ({'network': _judge()}, {'svm': 'not asked'}))
   monkeypatch.setattr(transplant, 'costs', lambda: ({'length': lambda *audio: len(audio[2])}, {}))
   path, report = tmp_path / 'p.safetensors', tmp_path / 'report.json'
   assert cli.main(
@@ -274,8 +275,8 @@ def test_commands_train_and_transplant(codec, manifest, tmp_path, capsys, monkey
   report = json.loads(report.read_text())
   assert report['chance'] == 0.5 and len(report['heard']) == 5
   audio = SyntheticSource(1, seed=1)[0]['audio']
-  told = token_emotion.load(path).predict(codec.encode(audio, 16000, kbps=1.5))
-  assert told[[EMOTIONS.index('sad'), EMOTIONS.index('angry')]].sum() == pytest.approx(1)
+  result = token_emotion.load(path).predict(codec.encode(audio, 16000, kbps=1.5))
+  assert result[[EMOTIONS.index('sad'), EMOTIONS.index('angry')]].sum() == pytest.approx(1)
   capsys.readouterr()
   nowhere = str(tmp_path / 'no' / 'p')
   assert cli.main(['analyse', 'token_emotion', '--data', manifest, '--out', nowhere]) == 2

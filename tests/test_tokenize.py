@@ -223,8 +223,8 @@ def test_a_recording_that_kills_its_process_is_skipped(tmp_path, monkeypatch):
   chunks = [(0, [{'path': p} for p in pair]) for pair in ('ab', ('c', 'deadly'), 'de', 'fg')]
   results = list(tokenize_corpus._in_order(chunks, fake_encoder.encode, 2))
   assert [chunk for chunk, _ in results] == chunks
-  told = [tokens for _, part in results for tokens, _ in part]
-  assert told == ['A', 'B', 'C', None, 'D', 'E', 'F', 'G']
+  results_in_order = [tokens for _, part in results for tokens, _ in part]
+  assert results_in_order == ['A', 'B', 'C', None, 'D', 'E', 'F', 'G']
   assert 'died' in results[1][1][1][1]
 
 

@@ -98,7 +98,7 @@ def test_nan_stops_the_run_and_names_metric_and_step(config, tmp_path, monkeypat
 def test_other_model_in_the_same_folder_is_refused(config, tmp_path):
   config_lib.save_config(tmp_path / 'config.json', config)
   assert train_lib._check_workdir(config, tmp_path) == []
-  config.train.steps += 1  # told, not refused
+  config.train.steps += 1  # reported, not refused
   changed = f'train.steps={config.train.steps} (was {config.train.steps - 1})'
   assert train_lib._check_workdir(config, tmp_path) == [changed]
   config.model.encoder_dim += 1

@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import tqdm
 
-from affectcodec_jax.audio import level_gain
+from affectcodec_jax.audio import at_codec_level, pad_to_frames
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.folder import FolderSource
 from affectcodec_jax.models.blocks import block_levels
 from affectcodec_jax.spectral import log_mel
 
-HOP = 320
 # Window, hop, bands: 60 ms around each codec frame of 20 ms. A window must be a multiple of the hop.
-MEL = (960, HOP, 80)
+MEL = (960, HOP_LENGTH, 80)
 
 
 class Clip(NamedTuple):
@@ -74,16 +74,12 @@ def encode_clip(codec, item, with_mel=False):
               item['speaker'] or item['name'], item['corpus'], item['name'])
 
 
-def levelled(audio, multiple=50):
-  """`[samples]` as the codec hears it: at its level, zeros up to a multiple of so many frames.
+def padded_clip(audio, multiple=50):
+  """`[samples]` at the codec's level, zeros up to a multiple of so many frames, and the mask `[frames]`.
 
-  There are few such lengths, so there is little to compile. Returns the longer audio and the number of
-  frames that were there before.
+  There are few such lengths, so there is little to compile.
   """
-  frames = -(-len(audio) // HOP)
-  padded = np.zeros(-(-frames // multiple) * multiple * HOP, np.float32)
-  padded[:len(audio)] = audio * 10 ** (level_gain(audio) / 20)
-  return padded, frames
+  return pad_to_frames(at_codec_level(audio), -(-len(audio) // (multiple * HOP_LENGTH)) * multiple)
 
 
 _log_mel = jax.jit(functools.partial(log_mel, window=MEL[0], hop=MEL[1], num_mels=MEL[2]))
@@ -91,8 +87,8 @@ _log_mel = jax.jit(functools.partial(log_mel, window=MEL[0], hop=MEL[1], num_mel
 
 def frame_mels(audio):
   """Log10 mel magnitudes of `[samples]` at the codec's frames, `[frames, 80]` float32."""
-  padded, frames = levelled(audio)
-  return np.asarray(_log_mel(padded))[:frames]
+  padded, mask = padded_clip(audio)
+  return np.asarray(_log_mel(padded))[mask]
 
 
 def emotion_blocks(model, path):

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from affectcodec_jax.analysis.codes import HOP
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.evaluation.statistics import Speakers
 from affectcodec_jax.evaluation.usage import FRAMES_PER_SECOND
 from affectcodec_jax.tokens import entropy
@@ -32,8 +32,8 @@ def coding(clips, digit_bits, rates):
   seconds = frames / FRAMES_PER_SECOND
   speakers = Speakers([{'speaker': c.speaker, 'file': c.name} for c in clips])
   fixed = static_bits(clips, digit_bits)
-  tokens = [Tokens(c.codes, len(c.codes) * HOP, 0.0, bytes(8), sum(digit_bits), digit_bits=digit_bits)
-            for c in clips]
+  tokens = [Tokens(c.codes, len(c.codes) * HOP_LENGTH, 0.0, bytes(8), sum(digit_bits),
+                   digit_bits=digit_bits) for c in clips]
   start = time.perf_counter()
   files = [pack(t) for t in tokens]
   packed = time.perf_counter()

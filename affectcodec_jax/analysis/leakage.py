@@ -3,7 +3,7 @@
 The digits of the first m stages go through a linear regression to the 80-band log10 mel spectrum of the
 original at the same frame. It is fitted to the frames of half of the speakers and scored on the other
 half's, and the other way round. Beside it: the same digits with frames shuffled (about 0, less by what the
-means of the two halves differ) and the acoustic digits (what is there to be told).
+means of the two halves differ) and the acoustic digits (what is there to be predicted).
 
 R^2 counts whatever emotion features and spectrum have in common by themselves, loudness and pauses above
 all, besides what the quantiser mixes in: compare runs of one teacher and one training.

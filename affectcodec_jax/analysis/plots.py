@@ -54,7 +54,7 @@ def plot_leakage(runs, path):
   for axis in (stages, bands):
     axis.set_ylabel('$R^2$')
     axis.axhline(0, color='k', linewidth=0.6)
-  titles = 'log-mel told from all emotion digits', 'by number of stages', 'by mel band, all stages'
+  titles = 'log-mel predicted from all emotion digits', 'by number of stages', 'by mel band, all stages'
   for axis, title in zip((bars, stages, bands), titles):
     axis.set_title(title, fontsize=10)
   _save(figure, path)

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from affectcodec_jax.analysis.codes import HOP, levelled, read_items
+from affectcodec_jax.analysis.codes import padded_clip, read_items
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import teacher_features
 from affectcodec_jax.models.bd_rfsq import BDRFSQ
 from affectcodec_jax.models.conditioning import Adapter, EmotionDecoder
-from affectcodec_jax.models.layers import Conv
+from affectcodec_jax.models.layers import Conv, whiten
 from affectcodec_jax.training import losses
 
 # Of the commitment, beside the features' mean squared error. The codec's weights balance other losses: with
@@ -69,9 +69,8 @@ def load_features(config, frozen, data, split, limit):
   apply = jax.jit(lambda audio, mask: teacher_features(config, frozen, audio, mask)[0])
   features = []
   for item in read_items(data, split, limit):
-    audio, frames = levelled(item['audio'])
-    mask = np.arange(len(audio) // HOP)[None] < frames
-    features.append(np.asarray(apply(audio[None], mask))[:frames])
+    audio, mask = padded_clip(item['audio'])
+    features.append(np.asarray(apply(audio[None], mask[None]))[mask])
   return features
 
 
@@ -104,11 +103,9 @@ def init_path(path, first, seed):
   """
   params = path.init(jax.random.PRNGKey(seed), first)['params']
   u = path.apply({'params': params}, first, method=EmotionPath.analyse)
-  mean, std = u.mean(axis=(0, 1)), u.std(axis=(0, 1)) + 1e-6
-  p = params['to_emotion']
-  params = params | {'to_emotion': p | {'g': p['g'] / std, 'b': (p['b'] - mean) / std}}
-  calibrated = path.apply({'params': params}, (u - mean) / std, method=EmotionPath.calibrate)
-  return params | {'quantizer': calibrated}
+  (conv,), u = whiten([params['to_emotion']], u)
+  params = params | {'to_emotion': conv}
+  return params | {'quantizer': path.apply({'params': params}, u, method=EmotionPath.calibrate)}
 
 
 def train_cell(model, levels, num_stages, train, test, *, steps, batch_size, seed, lr=5e-3):

@@ -1,7 +1,7 @@
 """Looks into a trained codec's codes, and into the choice of its emotion block.
 
 leakage: R^2 of a linear map from a frame's emotion digits to its log-mel spectrum. stages: emotion and
-speaker told from each stage's digits. usage: codes in use, entropies, and what entropy coding saves.
+speaker predicted from each stage's digits. usage: codes in use, entropies, and what entropy coding saves.
 transplant: what the emotion block of one utterance does in another. rate_distortion: error of the
 teacher's features over dimensions and levels of the emotion block, one small training each. Each writes
 OUT/results.json and OUT/NAME.png and prints a table. Needs requirements-eval.txt.
@@ -31,7 +31,7 @@ def analyse(name, args):
 
 
 def leakage(args, picture):
-  """Cross-stream leakage: log-mels told from emotion digits, runs side by side."""
+  """Cross-stream leakage: log-mels predicted from emotion digits, runs side by side."""
   from affectcodec_jax.analysis import codes, plots
   from affectcodec_jax.analysis.leakage import leakage
   from affectcodec_jax.api import load
@@ -121,7 +121,7 @@ def _coding_table(results):
 
 
 def transplant(args, picture):
-  """The emotion block of one utterance with the acoustic block of another, heard by the judges."""
+  """The emotion block of one utterance with the acoustic block of another, classified by the judges."""
   from affectcodec_jax.analysis import plots
   from affectcodec_jax.analysis import transplant as tp
   from affectcodec_jax.api import load
@@ -131,7 +131,7 @@ def transplant(args, picture):
   table = [f'{results["kbps"]:g} kbps, {results["pairs"]} pairs A, B of {results["speakers"]} speakers; '
            'probability of an emotion, and its change from B decoded plainly; [95 % over speakers]']
   for judge, variants in results['judges'].items():
-    table += _table([judge, "A's emotion", "B's emotion", "heard as A's", "heard as B's"],
+    table += _table([judge, "A's emotion", "B's emotion", "classified as A's", "classified as B's"],
                     [[tp.VARIANTS[v], *(_interval(scores[k], 3) for k in scores)]
                      for v, scores in variants.items()])
     table.append(f"rise of A's emotion, the transplant from A less the control: "

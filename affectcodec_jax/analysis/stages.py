@@ -1,6 +1,6 @@
 """What emotion and what speaker each stage's emotion and acoustic bits carry.
 
-An utterance is described by how often each code of some stages occurs in it. A linear classifier tells
+An utterance is described by how often each code of some stages occurs in it. A linear classifier predicts
 the emotion of speakers it has not seen, and tells speakers of one set apart on files it has not seen.
 Where corpora differ in their recordings, telling speakers apart is partly telling corpora apart.
 """

@@ -4,12 +4,14 @@ Clips are brought to the codec's level. Encoders are compared by the share of co
 the whole, and by the sound of their codes from the whole's decoder; decoders by their sound from the
 whole's codes. Frames are lost independently, the same ones for both ways of filling them. Writes
 OUT/quality.json and prints a table, means over clips: mel distance and STOI to the original, and how far
-the emotion that the packaged judge hears is from that of the original (total variation of its posteriors).
+the emotion by the packaged judge is from that of the original (total variation of its posteriors).
 Needs requirements-eval.txt.
 """
 
 import numpy as np
 
+from affectcodec_jax.audio import at_codec_level
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 
 GAINS = (-12.0, -6.0, 6.0, 12.0)  # dB
@@ -24,14 +26,13 @@ def score_streams(args):
   from affectcodec_jax.api import load
   from affectcodec_jax.common.files import make_folder, write_json
   from affectcodec_jax.data.folder import FolderSource
-  from affectcodec_jax.evaluation.scoring import levelled
   if args.limit < 1:
     raise UserError('--limit must be at least 1')
   out, codec, source = make_folder(args.out), load(args.checkpoint), FolderSource(args.data, args.split)
   chosen = np.unique(np.linspace(0, len(source) - 1, args.limit).astype(int))
   items = [source[i] for i in chosen]
   # STOI needs half a second of speech.
-  clips = [levelled(i['audio']) for i in items if i is not None and len(i['audio']) >= 16000]
+  clips = [at_codec_level(i['audio']) for i in items if i is not None and len(i['audio']) >= 16000]
   if not clips:
     raise UserError(f'{args.data}: no file of split {args.split} is a second long')
   results = {'step': codec.step, 'fingerprint': codec.fingerprint.hex(), 'kbps': args.kbps,
@@ -66,11 +67,11 @@ def measure(codec, clips, kbps):
     return np.asarray(judge(None, audio, None)['network'])
 
   wholes = [np.asarray(codec.encode(a, 16000, kbps)) for a in clips]
-  heard = [posterior(a) for a in clips]
+  of_originals = [posterior(a) for a in clips]
 
   def row(name, decoded, **facts):
     scores = []
-    for a, d, h in zip(clips, decoded, heard):
+    for a, d, h in zip(clips, decoded, of_originals):
       d = d[:len(a)]
       scores.append((spectral(a, d, None)['mel'], stoi(a, d, None)['stoi'],
                      0.5 * np.abs(posterior(d) - h).sum()))
@@ -116,6 +117,6 @@ def measure(codec, clips, kbps):
     rng = np.random.default_rng(0)
     lost = [rng.random(len(w)) < share for w in wholes]
     rows.append(decoded(f'{share:.0%} of frames lost, concealed', decoder, lost))
-    silenced = [a * np.repeat(~x, 320) for a, x in zip(offline, lost)]
+    silenced = [a * np.repeat(~x, HOP_LENGTH) for a, x in zip(offline, lost)]
     rows.append(row(f'{share:.0%} of frames lost, zeros in their place', silenced))
   return rows

@@ -2,7 +2,7 @@
 
 A logistic regression for one stage and for each rate of the codec. What it reads (the emotion block, the
 acoustic block or both) and how strongly it is regularised is chosen on the validation split; all three are
-scored on the test split, beside judges that hear the sound. Splits must have different speakers.
+scored on the test split, beside judges of the audio. Splits must have different speakers.
 Needs scikit-learn.
 """
 
@@ -35,7 +35,7 @@ def make_predictor(args):
   train, valid = ([codes.encode_clip(codec, item)
                    for item in codes.read_items(args.data, split, labelled=True)]
                   for split in ('train', 'valid'))
-  test, heard = hear(codec, codes.read_items(args.data, 'test', labelled=True))
+  test, judgements = encode_and_judge(codec, codes.read_items(args.data, 'test', labelled=True))
   weights, scores = {}, {}
   for stages in sorted({1, *codec.config.rates}):
     scores[stages], fitted = fit_kinds(train, valid, test, levels, stages)
@@ -45,15 +45,15 @@ def make_predictor(args):
   results = {'fingerprint': codec.fingerprint.hex(), 'step': codec.step,
              'clips': {'train': len(train), 'valid': len(valid), 'test': len(test)},
              'test_speakers': len({c.speaker for c in test}), 'chance': 1 / len({c.emotion for c in test}),
-             'stages': scores, 'heard': {name: score(test, p) for name, p in heard.items()}}
+             'stages': scores, 'heard': {name: score(test, p) for name, p in judgements.items()}}
   if args.report:
     write_json(args.report, results)
   print('\n'.join(table(results, codec.stage_kbps)))
   print(f'{args.out}: {pathlib.Path(args.out).stat().st_size / 1000:.0f} kB')
 
 
-def hear(codec, items):
-  """Encodes items, and asks the networks that hear sound.
+def encode_and_judge(codec, items):
+  """Encodes items, and classifies them by the networks that need the audio.
 
   Returns:
     list of `Clip`; {name: probabilities `[clips, emotions]`}: of the teacher and the independent judge on
@@ -62,14 +62,14 @@ def hear(codec, items):
   from affectcodec_jax.analysis.codes import encode_clip
   from affectcodec_jax.emotion import judges
   judge, teacher = judges.network_judge(), judges.packaged_teacher()
-  clips, heard = [], []
+  clips, judgements = [], []
   for item in items:
     clips.append(encode_clip(codec, item))
-    heard.append({'teacher on the original': teacher(item['audio']),
-                  'judge on the original': judge(item['audio'])} | {
+    judgements.append({'teacher on the original': teacher(item['audio']),
+                       'judge on the original': judge(item['audio'])} | {
         f'judge on {codec.stage_kbps * m:g} kbps': judge(codec.decode(clips[-1].codes[:, :m]))
         for m in codec.config.rates})
-  return clips, {name: np.stack([h[name] for h in heard]) for name in heard[0]}
+  return clips, {name: np.stack([j[name] for j in judgements]) for name in judgements[0]}
 
 
 def check_speakers(splits):
@@ -78,11 +78,11 @@ def check_speakers(splits):
   Raises:
     UserError: names one.
   """
-  seen = {}
+  split_of = {}
   for split, speakers in splits.items():
     for speaker in speakers:
-      if seen.setdefault(speaker, split) != split:
-        raise UserError(f'speaker {speaker} is in splits {seen[speaker]} and {split}; give splits that '
+      if split_of.setdefault(speaker, split) != split:
+        raise UserError(f'speaker {speaker} is in splits {split_of[speaker]} and {split}; give splits that '
                         'share no speaker')
 
 
@@ -93,18 +93,18 @@ def fit_kinds(train, valid, test, levels, stages):
     {'chosen': kind, 'emotion_minus_acoustic': in accuracy on `test`, kind: {'C', 'valid_log_loss', 'valid',
     'test'}}, and {kind: `[1 + F, emotions]`}.
   """
-  scores, fitted, heard = {}, {}, {}
+  scores, fitted, predicted = {}, {}, {}
   for kind in token_emotion.KINDS:
     x = [np.stack([token_emotion.features(c.codes[:, :stages], levels, kind) for c in clips])
          for clips in (train, valid, test)]
     fits = [(c, fit(x[0], [clip.emotion for clip in train], c)) for c in STRENGTHS]
     losses = [log_loss(valid, token_emotion.apply(w, x[1])) for _, w in fits]
     c, fitted[kind] = fits[int(np.argmin(losses))]
-    heard[kind] = token_emotion.apply(fitted[kind], x[2])
-    scores[kind] = {'C': c, 'valid_log_loss': min(losses), 'test': score(test, heard[kind]),
+    predicted[kind] = token_emotion.apply(fitted[kind], x[2])
+    scores[kind] = {'C': c, 'valid_log_loss': min(losses), 'test': score(test, predicted[kind]),
                     'valid': score(valid, token_emotion.apply(fitted[kind], x[1]))}
   chosen = min(token_emotion.KINDS, key=lambda kind: scores[kind]['valid_log_loss'])
-  lead = difference(test, heard['emotion'], heard['acoustic'])
+  lead = difference(test, predicted['emotion'], predicted['acoustic'])
   return {'chosen': chosen, 'emotion_minus_acoustic': lead} | scores, fitted
 
 

@@ -134,7 +134,7 @@ def transplant(codec, data, split, limit, kbps=None):
   groups = quartets(items)
   count = min(limit or len(groups), len(groups))
   groups = [groups[i] for i in np.linspace(0, len(groups) - 1, count).astype(int)]
-  heard_by, absent = listeners()
+  classifiers, absent = make_judges()
   cost_of, no_cost = costs()
 
   @functools.cache
@@ -148,13 +148,13 @@ def transplant(codec, data, split, limit, kbps=None):
     rows.append({
         'speaker': receiver['speaker'], 'file': receiver['name'],
         'own': receiver['emotion'], 'target': items[group.donor]['emotion'],
-        'heard': {judge: {v: f(x) for v, x in audio.items()} for judge, f in heard_by.items()},
+        'heard': {judge: {v: f(x) for v, x in audio.items()} for judge, f in classifiers.items()},
         'cost': {name: {v: f(receiver['audio'], audio['plain'], audio[v]) for v in OF_RECEIVER}
                  for name, f in cost_of.items()}})
   return {'kbps': codec.stage_kbps * stages} | summarise(rows) | {'absent': absent | no_cost}
 
 
-def listeners():
+def make_judges():
   """{judge: function of audio to probabilities `[emotions]`}, and {judge: why it is absent}."""
   found = {'network': judges.network_judge()}
   try:
@@ -204,12 +204,12 @@ def summarise(rows):
   pairs = np.arange(len(rows))
   judges, net = {}, {}
   for judge in rows[0]['heard']:
-    heard = {v: np.array([r['heard'][judge][v] for r in rows]) for v in VARIANTS}  # [pairs, emotions]
-    of = {v: {what: p[pairs, e] for what, e in label.items()} for v, p in heard.items()}
+    posteriors = {v: np.array([r['heard'][judge][v] for r in rows]) for v in VARIANTS}  # [pairs, emotions]
+    of = {v: {what: p[pairs, e] for what, e in label.items()} for v, p in posteriors.items()}
     judges[judge] = {
         v: {what: speakers.ratio(of[v][what] - (0 if v == 'plain' else of['plain'][what]))
             for what in label}
-        | {f'heard_{what}': speakers.ratio(heard[v].argmax(axis=1) == e) for what, e in label.items()}
+        | {f'heard_{what}': speakers.ratio(posteriors[v].argmax(axis=1) == e) for what, e in label.items()}
         for v in VARIANTS}
     net[judge] = speakers.ratio(of['emotion']['target'] - of['control']['target'])
   cost = {measure: {v: speakers.ratio([r['cost'][measure][v] for r in rows])

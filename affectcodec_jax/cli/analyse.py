@@ -98,18 +98,18 @@ _WRITES = 'Writes OUT/results.json and OUT/{}.png and prints a table. Needs requ
 
 COMMANDS = {
     'analyse leakage': Command(
-        'log-mels told from emotion digits, runs side by side', f'analyse leakage {_DATA}leakage',
+        'log-mels predicted from emotion digits, runs side by side', f'analyse leakage {_DATA}leakage',
         _leakage_options, _run('leakage'),
         "R^2 of a linear map from a frame's emotion digits to its log-mel spectrum.\n"
         + _WRITES.format('leakage')),
     'analyse stages': Command(
-        "emotion and speaker told from each stage's digits by linear probes",
+        "emotion and speaker predicted from each stage's digits by linear probes",
         f'analyse stages {_DATA}stages', _stages_options, _run('stages'), _WRITES.format('stages')),
     'analyse usage': Command(
         'codes in use, entropies, and what entropy coding saves', f'analyse usage {_DATA}usage',
         _usage_options, _run('usage'), 'Of each stage and block. ' + _WRITES.format('usage')),
     'analyse transplant': Command(
-        'the emotion block of one utterance in another, heard by the judges',
+        'the emotion block of one utterance in another, classified by the judges',
         f'analyse transplant {_DATA}transplant', _transplant_options, _run('transplant'),
         _WRITES.format('transplant')),
     'analyse rate_distortion': Command(
@@ -126,7 +126,7 @@ Clips are brought to the codec's level. Encoders are compared by the share of co
 the whole, and by the sound of their codes from the whole's decoder; decoders by their sound from the
 whole's codes. Frames are lost independently, the same ones for both ways of filling them. Writes
 OUT/quality.json and prints a table, means over clips: mel distance and STOI to the original, and how far
-the emotion that the packaged judge hears is from that of the original (total variation of its posteriors).
+the emotion by the packaged judge is from that of the original (total variation of its posteriors).
 Needs requirements-eval.txt."""),
     'analyse token_emotion': Command(
         "makes a codec's predictor of emotion from tokens, and scores it",
@@ -134,6 +134,6 @@ Needs requirements-eval.txt."""),
         _token_emotion_options, _token_emotion, """\
 A logistic regression for one stage and for each rate of the codec. What it reads (the emotion block, the
 acoustic block or both) and how strongly it is regularised is chosen on the validation split; all three are
-scored on the test split, beside judges that hear the sound. Splits must have different speakers. OUT is for
+scored on the test split, beside judges of the audio. Splits must have different speakers. OUT is for
 --predictor of emotion. Needs scikit-learn."""),
 }

@@ -27,7 +27,7 @@ def _evaluate_options(p):
                  help='emotion classifiers or valence/arousal/dominance regressors for transformers')
   p.add_argument('--svm', help=_JUDGES)
   p.add_argument('--jobs', type=int, default=workers.cores(), help='processes')
-  p.add_argument('--clips', type=int, default=4, help='files to hear and see in the report')
+  p.add_argument('--clips', type=int, default=4, help='files to play and show in the report')
   p.add_argument('--no-report', action='store_true', help='leave report.html out')
   p.add_argument('--cache', help="folder of scores (default: the user's cache folder)")
   p.add_argument('--out', required=True, help='folder for the results')

@@ -34,7 +34,7 @@ class _Model(_Section):
   lite: _Lite
   encoder_dim: _Size
   decoder_dim: _Size
-  strides: Annotated[list[_Size], Field(min_length=1, max_length=16)]
+  strides: Annotated[list[_Size], Field(min_length=1, max_length=16)] = [2, 4, 5, 8]  # of dac
   acoustic_width: _Size
   emotion_dim: _Size
   acoustic_dim: _Size

@@ -7,10 +7,11 @@ its features on noisy, muffled and decoded speech, where the codec asks for them
 import jax
 import jax.numpy as jnp
 
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.spectral import istft, stft
 
 MAX_SPEED = 1.1
-_WINDOW, _HOP = 640, 320
+_WINDOW = 2 * HOP_LENGTH
 
 
 def augment(audio, rng, samples):
@@ -21,9 +22,9 @@ def augment(audio, rng, samples):
 
 def degrade(audio, spectrum_rng, noise_rng):
   """All of it but the speed: `[batch, samples]`, a multiple of 320, to the same."""
-  spectrum = codec_like(stft(audio, _WINDOW, _HOP), spectrum_rng)  # twice [B, T, bins]
+  spectrum = codec_like(stft(audio, _WINDOW, HOP_LENGTH), spectrum_rng)  # twice [B, T, bins]
   spectrum = band_limit(spectrum, jax.random.fold_in(spectrum_rng, 1))
-  return add_noise(istft(*spectrum, _WINDOW, _HOP), noise_rng)
+  return add_noise(istft(*spectrum, _WINDOW, HOP_LENGTH), noise_rng)
 
 
 def change_speed(audio, rng, samples):

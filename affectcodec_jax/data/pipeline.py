@@ -13,7 +13,7 @@ from absl import flags
 import grain
 import numpy as np
 
-from affectcodec_jax.audio import SAMPLE_RATE, level_gain
+from affectcodec_jax.audio import SAMPLE_RATE, apply_gain, level_gain
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import parse_json, write_json
 from affectcodec_jax.data.perturb import EQUALISER_BANDS, change_speed, equalise
@@ -73,7 +73,7 @@ class _Read(grain.transforms.RandomMap):
       if not np.abs(whole[start:start + wanted]).max() > _SILENCE:  # its gradients would have no bounds
         start = min(int(np.abs(whole).argmax()), len(whole) - wanted)
       audio = whole[start:start + wanted]
-    audio = change_speed(audio * np.float32(10 ** (gain / 20)), speed, n)
+    audio = change_speed(apply_gain(audio, gain), speed, n)
     if self.equalise_db:
       audio = equalise(audio, rng.uniform(-self.equalise_db, self.equalise_db, EQUALISER_BANDS))
     peak = np.abs(audio).max()

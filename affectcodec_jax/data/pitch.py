@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.files import write_whole
 from affectcodec_jax.common.places import cache_folder
 
@@ -33,19 +34,19 @@ def track(audio):
   return np.where((f0 >= LOWEST) & (f0 <= HIGHEST), f0, 0.0).astype(np.float32)
 
 
-def crop_pitch(recording, start, speed, samples, hop=320):
+def crop_pitch(recording, start, speed, samples):
   """Pitch of a crop of `[n]` that begins at `start` seconds and is played `speed` times as fast.
 
   Returns:
-    f0 and voiced, `[samples / hop]` each, see `at_frames`.
+    f0 and voiced, `[samples / 320]` each, see `at_frames`.
   """
   if len(recording) > _LONGEST_KEPT * SAMPLE_RATE:  # a window of a long one, never met again
     first = max(0, int((start - 0.1) * SAMPLE_RATE))
     part = recording[first:int((start + 0.1) * SAMPLE_RATE + samples * speed)]
-    return at_frames(track(part), start - first / SAMPLE_RATE, speed, samples // hop, hop)
+    return at_frames(track(part), start - first / SAMPLE_RATE, speed, samples // HOP_LENGTH)
   folder = cache_folder(f'pitch-{_VERSION}')
   values = cached_track(recording, folder) if folder else track(recording)
-  return at_frames(values, start, speed, samples // hop, hop)
+  return at_frames(values, start, speed, samples // HOP_LENGTH)
 
 
 def cached_track(audio, folder):
@@ -62,7 +63,7 @@ def cached_track(audio, folder):
   return values.astype(np.float32)
 
 
-def at_frames(values, start, speed, frames, hop):
+def at_frames(values, start, speed, frames):
   """A track at the middles of a crop's frames.
 
   Args:
@@ -70,13 +71,12 @@ def at_frames(values, start, speed, frames, hop):
     start: seconds at which the crop begins in it.
     speed: how much faster the crop plays.
     frames: of the crop.
-    hop: samples a frame.
 
   Returns:
     f0 `[frames]` in Hz, everywhere above 0: unvoiced frames have that of the nearest voiced one; and
     voiced `[frames]`, 1 or 0. float32 both.
   """
-  at = start + (np.arange(frames) + 0.5) * hop / SAMPLE_RATE * speed
+  at = start + (np.arange(frames) + 0.5) * HOP_LENGTH / SAMPLE_RATE * speed
   index = np.round(at / PERIOD).astype(int)
   inside = (index >= 0) & (index < len(values))
   f0 = np.where(inside, values[np.clip(index, 0, len(values) - 1)], 0.0) * speed

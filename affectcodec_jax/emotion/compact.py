@@ -10,11 +10,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.spectral import log_mel
 
-_QUICK = (480, 160, 64)  # window, hop, mels: 30 ms every 10 ms, two of them a codec frame
-_FINE = (960, 320, 128)  # 60 ms every 20 ms: bins of 17 Hz
+_QUICK = (480, HOP_LENGTH // 2, 64)  # window, hop, mels: 30 ms every 10 ms, two of them a codec frame
+_FINE = (960, HOP_LENGTH, 128)  # 60 ms every 20 ms: bins of 17 Hz
 _DILATIONS = (1, 2, 4, 8)
 
 

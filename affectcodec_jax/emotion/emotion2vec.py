@@ -17,7 +17,7 @@ CONVS = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))  # kernel, str
 CONV_WIDTH = 512
 POSITION_LAYERS, POSITION_KERNEL, POSITION_GROUPS = 5, 19, 16
 EXTRA_TOKENS = 10
-_HOP, _RECEPTIVE_FIELD = 320, 400
+_HOP, _RECEPTIVE_FIELD = math.prod(stride for _, stride in CONVS), 400
 _EPS = 1e-5
 
 

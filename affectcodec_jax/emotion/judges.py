@@ -9,6 +9,7 @@ opensmile (its own licence, free for research) and scikit-learn.
 import pathlib
 
 from affectcodec_jax.common import packaged
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.common.labels import EMOTIONS
 
@@ -37,14 +38,9 @@ def _classifier(network, params):
 
 def padded_clip(audio, seconds=6):
   """The first `seconds` of audio at the codec's level, `[1, samples]`, and the mask `[1, frames]`."""
-  import numpy as np
-
-  from affectcodec_jax.audio import level_gain
-  frames = seconds * 50
-  audio = np.asarray(audio, np.float32)[:frames * 320]
-  padded = np.zeros((1, frames * 320), np.float32)
-  padded[0, :len(audio)] = audio * 10 ** (level_gain(audio) / 20)
-  return padded, np.arange(frames)[None] < -(-len(audio) // 320)
+  from affectcodec_jax.audio import at_codec_level, pad_to_frames
+  padded, mask = pad_to_frames(at_codec_level(audio[:seconds * SAMPLE_RATE]), seconds * 50)
+  return padded[None], mask[None]
 
 
 def egemaps():
@@ -54,11 +50,10 @@ def egemaps():
     UserError: opensmile is not installed.
   """
   opensmile = require_extra('opensmile')
-  from affectcodec_jax.audio import level_gain
+  from affectcodec_jax.audio import at_codec_level
   smile = opensmile.Smile(feature_set=opensmile.FeatureSet.eGeMAPSv02,
                           feature_level=opensmile.FeatureLevel.Functionals)
-  return lambda audio: smile.process_signal(
-      audio * 10 ** (level_gain(audio) / 20), 16000).to_numpy()[0]
+  return lambda audio: smile.process_signal(at_codec_level(audio), SAMPLE_RATE).to_numpy()[0]
 
 
 def fit_svm(features, labels, valid_features, valid_labels):

@@ -122,9 +122,9 @@ def make_table(results):
     for variant, runs in results.items():
       cells = []
       for metric, digits in metrics.values():
-        seen = [value(r, kbps, metric) for r in runs.values()]
-        spread = f' ± {(max(seen) - min(seen)) / 2:.{digits}f}' if len(seen) > 1 else ''
-        cells.append(f'{sum(seen) / len(seen):.{digits}f}{spread}')
+        values = [value(r, kbps, metric) for r in runs.values()]
+        spread = f' ± {(max(values) - min(values)) / 2:.{digits}f}' if len(values) > 1 else ''
+        cells.append(f'{sum(values) / len(values):.{digits}f}{spread}')
       lines.append(f'| {kbps:g} | {variant} | ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
 
@@ -141,9 +141,9 @@ def _plot(results, path):
   figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.6), constrained_layout=True)
   for axis, column in zip(axes, shown):
     for variant, runs in results.items():
-      seen = [[value(r, kbps, metrics[column][0]) for kbps in rates(results)] for r in runs.values()]
-      means = [sum(v) / len(v) for v in zip(*seen)]
-      spread = [(max(v) - min(v)) / 2 for v in zip(*seen)]
+      values = [[value(r, kbps, metrics[column][0]) for kbps in rates(results)] for r in runs.values()]
+      means = [sum(v) / len(v) for v in zip(*values)]
+      spread = [(max(v) - min(v)) / 2 for v in zip(*values)]
       axis.errorbar(rates(results), means, yerr=spread, marker='o', capsize=3, label=variant)
     axis.set_title(column)
     axis.set_xscale('log', base=2)

@@ -5,10 +5,11 @@ import io
 import re
 
 import numpy as np
-from PIL import Image
+from PIL import ImageDraw
 
 from affectcodec_jax.audio import SAMPLE_RATE
 from affectcodec_jax.common.errors import require_extra
+from affectcodec_jax.common.pictures import spectrogram
 
 # Stand-ins that become the page's variables, so that one picture serves light and dark.
 INK, GRID = '#010101', '#020202'
@@ -108,7 +109,7 @@ def emotion_bars(scores, title):
   return _themed(figure)
 
 
-def spectrogram(audio, f0):
+def spectrogram_with_pitch(audio, f0):
   """`[samples]` as a picture of 0–8 kHz over time, 80 dB of range, with F0 (0–800 Hz, own scale) over it.
 
   Args:
@@ -118,22 +119,16 @@ def spectrogram(audio, f0):
   Returns:
     A data URL of a PNG.
   """
-  import librosa
-  plt = require_matplotlib()
-  level = librosa.amplitude_to_db(np.abs(librosa.stft(audio, n_fft=512, hop_length=128)), ref=1.0)
-  figure = plt.figure(figsize=(4.2, 1.3), dpi=100)
-  axes = figure.add_axes((0, 0, 1, 1))
-  seconds = len(audio) / SAMPLE_RATE
-  axes.imshow(level, origin='lower', aspect='auto', cmap='magma', vmin=-50, vmax=30,
-              extent=(0, seconds, 0, 8000))
+  width, height = 840, 260  # twice the size of the result: lines come out smooth
+  picture = spectrogram(audio, loudest=30).resize((width, height))
   if f0 is not None:
-    axes.plot(np.arange(len(f0)) * 0.005, np.where(f0 > 0, f0, np.nan) * 10, color='#7fffd4', linewidth=1.6)
-  axes.set(xlim=(0, seconds), ylim=(0, 8000))
-  axes.set_axis_off()
-  drawn, file = io.BytesIO(), io.BytesIO()
-  figure.savefig(drawn, format='png')
-  plt.close(figure)
-  Image.open(drawn).convert('RGB').quantize(48).save(file, format='png', optimize=True)  # a third as big
+    draw = ImageDraw.Draw(picture)
+    f0 = np.asarray(f0)
+    x, y = np.arange(len(f0)) * 0.005 * SAMPLE_RATE / len(audio) * width, height * (1 - f0 / 800)
+    for i in np.flatnonzero((f0[:-1] > 0) & (f0[1:] > 0)):
+      draw.line([(x[i], y[i]), (x[i + 1], y[i + 1])], fill='#7fffd4', width=4)
+  file = io.BytesIO()
+  picture.resize((width // 2, height // 2)).quantize(48).save(file, format='png', optimize=True)
   return data_url('image/png', file.getvalue())
 
 

@@ -20,7 +20,7 @@ def hugging_face(name):
 
   Returns:
     A function of (reference, decoded, item): `{name: probabilities}` over the codec's `EMOTIONS` where all
-    of them can be told from the labels, else over the model's own labels; of a regressor
+    of them are among the labels, else over the model's own labels; of a regressor
     `{'NAME valence': …}` and so on.
 
   Raises:
@@ -58,13 +58,13 @@ def hugging_face(name):
   place = label_places(labels)
 
   def classify(reference, decoded, item):
-    own = torch.softmax(outputs(decoded), dim=0).tolist()
+    probabilities = torch.softmax(outputs(decoded), dim=0).tolist()
     if place is None:
-      return {name: own}
-    told = [0.0] * len(EMOTIONS)
-    for p, i in zip(own, place):
-      told[i] += p
-    return {name: told}
+      return {name: probabilities}
+    by_emotion = [0.0] * len(EMOTIONS)
+    for p, i in zip(probabilities, place):
+      by_emotion[i] += p
+    return {name: by_emotion}
 
   return classify
 

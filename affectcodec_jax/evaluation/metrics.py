@@ -1,7 +1,7 @@
 """What is measured of a decoded file, and which package measures it.
 
 Each metric is a function of (reference, decoded, item), both `[samples]` float32 at 16 kHz and of equal
-length, to a dict of plain numbers, lists or text; None stands for what cannot be told of this clip.
+length, to a dict of plain numbers, lists or text; None stands for what cannot be measured of this clip.
 Packages are extras: one that is not installed makes its metric absent, never zero. Custom licences are
 marked and never required; none is GPL.
 """
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 import affectcodec_jax
-from affectcodec_jax.audio import SAMPLE_RATE, level_gain
+from affectcodec_jax.audio import SAMPLE_RATE, apply_gain, level_gain
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.emotion import judges
 from affectcodec_jax.evaluation import prosody, words
@@ -67,10 +67,10 @@ def remembered(f):
   return call
 
 
-def _levelled(reference, decoded):
+def _at_codec_level(reference, decoded):
   """Both with the gain that brings the reference to the codec's level, padded for the longest window."""
-  gain, pad = np.float32(10 ** (level_gain(reference) / 20)), (0, max(0, 2048 - len(reference)))
-  return np.pad(reference * gain, pad), np.pad(decoded * gain, pad)
+  gain_db, pad = level_gain(reference), (0, max(0, 2048 - len(reference)))
+  return np.pad(apply_gain(reference, gain_db), pad), np.pad(apply_gain(decoded, gain_db), pad)
 
 
 def _spectral():
@@ -87,7 +87,7 @@ def _spectral():
     return float(np.mean(np.abs(np.log10(np.maximum(a, 1e-5)) - np.log10(np.maximum(b, 1e-5)))))
 
   def score(reference, decoded, item):
-    a, b = _levelled(reference, decoded)
+    a, b = _at_codec_level(reference, decoded)
     mel = stft = 0.0
     for window, bands in zip(MEL_WINDOWS, MEL_BANDS):
       spectra = [magnitude(x, window) for x in (a, b)]

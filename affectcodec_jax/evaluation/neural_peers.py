@@ -1,7 +1,7 @@
 """Neural codecs to compare with, where the user has their weights: by `transformers` or their package.
 
 A peer is named `MODEL@RATES`: a name on the hub or a folder, and kbit/s parted by commas, by default those
-of 1.5, 3 and 6 that the codec has. EnCodec, DAC, Mimi and X-Codec are told by their configuration;
+of 1.5, 3 and 6 that the codec has. EnCodec, DAC, Mimi and X-Codec are recognised by their configuration;
 `speechtokenizer:FOLDER` is a folder with SpeechTokenizer's `config.json` and `SpeechTokenizer.pt`.
 """
 
@@ -14,7 +14,7 @@ from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.evaluation.systems import System, fitted
 
 RATES = (1.5, 3.0, 6.0)
-# How each kind is told its rate: EnCodec and X-Codec in kbit/s, the others in codebooks.
+# How each kind takes its rate: EnCodec and X-Codec in kbit/s, the others in codebooks.
 RATE_ARGUMENT = {'encodec': 'bandwidth', 'xcodec': 'bandwidth', 'dac': 'n_quantizers',
                  'mimi': 'num_quantizers'}
 

@@ -5,13 +5,12 @@ import pathlib
 
 import soundfile
 
-from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.audio import SAMPLE_RATE, at_codec_level
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.common.files import write_whole
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.evaluation import charts, prosody
 from affectcodec_jax.evaluation.metrics import METRICS
-from affectcodec_jax.evaluation.scoring import levelled
 from affectcodec_jax.evaluation.summary import COLUMNS, JUDGE_COLUMNS
 
 EMOTION_CURVES = ('f0_correlation', 'f0_rmse', 'egemaps_drift', 'energy_correlation')
@@ -30,7 +29,7 @@ def write_report(path, results, rows, systems, read, num_clips):
     rows: of `summary.make_rows`, judged.
     systems: to run over the clips that are shown.
     read: a file's name to its item.
-    num_clips: files to hear.
+    num_clips: files to show and play.
 
   Raises:
     UserError: matplotlib or jinja2 is not installed.
@@ -47,12 +46,13 @@ def write_report(path, results, rows, systems, read, num_clips):
       series=[n for n in names if n != 'original'], headlines=headlines(results, order),
       emotion_curves=curves(results, [*judge_curves(results), *EMOTION_CURVES], order),
       quality_curves=curves(results, QUALITY_CURVES, order), bars=bars(results),
-      best=best_of(results, order), clips=clips(rows, systems, read, num_clips), own=own_labels(results),
+      best=best_of(results, order), clips=clips(rows, systems, read, num_clips),
+      tested=tested_labels(results),
       metrics={k: (v, METRICS[k].licence if k in METRICS else '') for k, v in results['metrics'].items()})
   write_whole(path, page.encode())
 
 
-def own_labels(results):
+def tested_labels(results):
   """Labels of the codec under test, one a rate."""
   return [k for k, r in results['systems'].items() if r['system'] == 'affectcodec']
 
@@ -96,7 +96,7 @@ def curves(results, metrics, present):
 
 def bars(results):
   """Pictures of agreement by emotion, one a judge: the codec's rates and the slowest peers, five in all."""
-  shown = own_labels(results)
+  shown = tested_labels(results)
   peers = [k for k, r in results['systems'].items() if r['system'] not in ('original', 'affectcodec')]
   slowest = sorted(peers, key=lambda k: results['systems'][k]['measured_kbps'] or 99)
   shown += slowest[:max(0, 5 - len(shown))]
@@ -105,16 +105,16 @@ def bars(results):
     scores = {label: {emotion: s.get(f'{judge}_agreement')
                       for emotion, s in results['systems'][label]['emotions'].items()} for label in shown}
     if shown and any(any(v.values()) for v in scores.values()):
-      pictures.append((charts.emotion_bars(scores, f'heard as the original was ({judge})'), shown))
+      pictures.append((charts.emotion_bars(scores, f'classified as the original was ({judge})'), shown))
   return pictures
 
 
 def headlines(results, present):
   """The codec's figures at each rate for the head: [(heading, sense, values)]."""
-  own, found = [results['systems'][k] for k in own_labels(results)], []
-  for metric in (m for m in HEADLINES if m in present and own):
+  tested, found = [results['systems'][k] for k in tested_labels(results)], []
+  for metric in (m for m in HEADLINES if m in present and tested):
     heading, sense, digits = columns(results)[metric]
-    values = [(f'{r["kbps"]:g}', *cell(r['scores'].get(metric), digits)) for r in own]
+    values = [(f'{r["kbps"]:g}', *cell(r['scores'].get(metric), digits)) for r in tested]
     found.append((heading, sense, values))
   return found
 
@@ -133,7 +133,7 @@ def best_of(results, present):
 
 
 def clips(rows, systems, read, count):
-  """What is heard and seen of a few files, of different emotions where there are."""
+  """Audio and pictures of a few files, of different emotions where there are."""
   candidates = [r for r in rows if r['system'] == 'original' and 1.0 <= r['seconds'] <= 6.0]
   candidates = candidates or [r for r in rows if r['system'] == 'original']
   firsts = {r['emotion']: r for r in reversed(candidates)}  # of each emotion
@@ -143,8 +143,8 @@ def clips(rows, systems, read, count):
 
 
 def _clip(item, systems):
-  audio = levelled(item['audio'])
-  heard = []
+  audio = at_codec_level(item['audio'])
+  decodings = []
   for system in systems:
     try:
       decoded = system.run(audio)[0]
@@ -154,10 +154,10 @@ def _clip(item, systems):
       f0 = prosody.pitch(decoded)
     except UserError:  # pyworld is not installed
       f0 = None
-    heard.append({'label': system.label, 'audio': _flac(decoded),
-                  'picture': charts.spectrogram(decoded, f0)})
+    decodings.append({'label': system.label, 'audio': _flac(decoded),
+                      'picture': charts.spectrogram_with_pitch(decoded, f0)})
   return {'name': pathlib.Path(item['name']).name, 'speaker': item['speaker'], 'text': item['text'],
-          'emotion': EMOTIONS[item['emotion']] if item['emotion'] >= 0 else '', 'heard': heard,
+          'emotion': EMOTIONS[item['emotion']] if item['emotion'] >= 0 else '', 'decodings': decodings,
           'seconds': len(audio) / SAMPLE_RATE}
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 
+from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.places import cache_folder
@@ -62,18 +63,18 @@ def evaluate(args):
   for item, records in tqdm.tqdm(scored, total=len(chosen), unit='file', smoothing=0):
     rows += summary.make_rows(item, records)
     if sum(map(len, signal)) < facts.SECONDS * 16000:
-      signal.append(scoring.levelled(item['audio']))
+      signal.append(at_codec_level(item['audio']))
   if not rows:
     raise UserError(f'{args.data}: no file of it could be read')
-  heard = [name for name in ('network', *models) if any(r.get(name) is not None for r in rows)]
-  heard = summary.add_judgements(rows, heard, svm)
+  judges = [name for name in ('network', *models) if any(r.get(name) is not None for r in rows)]
+  judges = summary.add_judgements(rows, judges, svm)
   signal = facts.test_signal(signal)
   results = {
       'checkpoint': str(args.checkpoint), 'step': codec.step if codec else None, 'split': args.split,
       'files': len({r['file'] for r in rows}), 'speakers': len({r['speaker'] or r['file'] for r in rows}),
       'seconds': sum(r['seconds'] for r in rows if r['system'] == 'original'),
-      'skipped': source.skipped, 'judges': heard, 'metrics': metrics | models, 'absent': absent,
-      'systems': summary.summarise(rows, heard)}
+      'skipped': source.skipped, 'judges': judges, 'metrics': metrics | models, 'absent': absent,
+      'systems': summary.summarise(rows, judges)}
   for system in systems[1:]:
     try:  # a copy each time: the codec under test does not encode the same array twice
       factor = facts.real_time_factor(
@@ -131,7 +132,7 @@ def choose_metrics(names):
 
 
 def model_version(name):
-  """What tells whether a user's model is still the one that judged: its folder's newest file.
+  """What says whether a user's model is still the one that judged: its folder's newest file.
 
   Raises:
     UserError: it does not load.

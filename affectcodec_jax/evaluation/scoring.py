@@ -12,9 +12,7 @@ import json
 import pathlib
 import warnings
 
-import numpy as np
-
-from affectcodec_jax.audio import SAMPLE_RATE, level_gain
+from affectcodec_jax.audio import SAMPLE_RATE, at_codec_level
 from affectcodec_jax.common import workers
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import write_whole
@@ -53,11 +51,6 @@ def make_systems(checkpoint, peers):
   return [ORIGINAL, *(codec_systems(codec) if codec else ()), *systems], codec, absent
 
 
-def levelled(audio):
-  """`[samples]` at the codec's level: peers are made for that level, and scores depend on it."""
-  return (audio * 10 ** (level_gain(audio) / 20)).astype(np.float32)
-
-
 class Scorer:
   """Scores clips.
 
@@ -73,7 +66,7 @@ class Scorer:
 
   def __call__(self, item):
     """Records of one item of a source, {label of system: {'bits', 'scores', 'problems', …}}."""
-    audio = levelled(item['audio'])
+    audio = at_codec_level(item['audio'])  # peers are made for that level, and scores depend on it
     return {system.label: self._record(system, audio, item) for system in self.systems}
 
   def _record(self, system, audio, item):

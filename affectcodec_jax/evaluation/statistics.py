@@ -91,7 +91,7 @@ class Speakers:
     """Emotion degradation rate (section on evaluation): recall lost, in per cent of the original's.
 
     Args:
-      truth, original, decoded: emotions `[rows]`: true, and as heard in the original and decoded clip.
+      truth, original, decoded: emotions `[rows]`: true, and as classified in the original and decoded clip.
       macro: mean over emotions (MEDR), else over clips (WEDR).
 
     Returns:

@@ -65,7 +65,7 @@ def add_judgements(rows, judges, svm=None):
 
 
 def make_rows(item, records):
-  """One flat row a system of what `scoring` told of an item."""
+  """One flat row a system of what `scoring` measured of an item."""
   about = {'file': item['name'], 'emotion': item['emotion'], 'seconds': len(item['audio']) / SAMPLE_RATE}
   about |= {k: item[k] for k in ('speaker', 'corpus', 'gender', 'lang')}
   rows = []
@@ -81,28 +81,28 @@ def summarise(rows, judges):
   """{label: results} of every system.
 
   Results: `system`, `kbps`, `measured_kbps`, `scores` over all clips, `emotions` and `groups` (by corpus
-  and gender) of subsets, `confusion` `[true][heard]` by judge, `problems` by metric with their count.
+  and gender) of subsets, `confusion` `[true][predicted]` by judge, `problems` by metric with their count.
   """
   results = {}
   originals = {r['file']: r for r in rows if r['system'] == 'original'}
   for label in dict.fromkeys(r['label'] for r in rows):
-    own = [r for r in rows if r['label'] == label]
-    decoded = [r for r in own if r['bits'] is not None]
-    emotions = {e: [r for r in own if r['emotion'] == i] for i, e in enumerate(EMOTIONS)}
-    groups = {f'{key} {value}': [r for r in own if r[key] == value]
-              for key in ('corpus', 'gender') for value in sorted({r[key] for r in own} - {''})}
+    of_system = [r for r in rows if r['label'] == label]
+    decoded = [r for r in of_system if r['bits'] is not None]
+    emotions = {e: [r for r in of_system if r['emotion'] == i] for i, e in enumerate(EMOTIONS)}
+    groups = {f'{key} {value}': [r for r in of_system if r[key] == value]
+              for key in ('corpus', 'gender') for value in sorted({r[key] for r in of_system} - {''})}
     problems = {}
-    for r in own:
+    for r in of_system:
       for metric, text in r['problems'].items():
         problems.setdefault(metric, {'count': 0, 'first': f'{r["file"]}: {text}'})['count'] += 1
     results[label] = {
-        'system': own[0]['system'], 'kbps': own[0]['kbps'],
+        'system': of_system[0]['system'], 'kbps': of_system[0]['kbps'],
         'measured_kbps': (sum(r['bits'] for r in decoded) / sum(r['seconds'] for r in decoded) / 1000
                           if decoded else None),
-        'scores': subset_scores(own, originals, judges),
+        'scores': subset_scores(of_system, originals, judges),
         'emotions': {k: subset_scores(v, originals, judges) for k, v in emotions.items() if v},
         'groups': {k: subset_scores(v, originals, judges) for k, v in groups.items()},
-        'confusion': {j: confusion(own, j) for j in judges}, 'problems': problems}
+        'confusion': {j: confusion(of_system, j) for j in judges}, 'problems': problems}
   return results
 
 
@@ -147,7 +147,7 @@ def _lost(rows, originals, judges, name):
 
 
 def _tells(row, judge):
-  """Whether the judge heard the clip, its emotion is known, and they speak of the same emotions."""
+  """Whether the judge classified the clip, its emotion is known, and they speak of the same emotions."""
   return row['emotion'] >= 0 and f'{judge}_heard' in row and len(row[judge]) == len(EMOTIONS)
 
 
@@ -161,7 +161,7 @@ def _counted(interval, known):
 
 
 def confusion(rows, judge):
-  """Counts `[true][heard]` of the clips with a known emotion."""
+  """Counts `[true][predicted]` of the clips with a known emotion."""
   table = np.zeros((len(EMOTIONS), len(EMOTIONS)), np.int64)
   for r in rows:
     if _tells(r, judge):

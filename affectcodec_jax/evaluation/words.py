@@ -1,4 +1,4 @@
-"""Word errors of decoded speech, heard by a Whisper model that comes in a package (English only)."""
+"""Word errors of decoded speech, transcribed by a Whisper model that comes in a package (English only)."""
 
 import re
 
@@ -10,7 +10,7 @@ def whisper():
 
   For clips whose `lang` is 'en', with `text`; of others the words cannot be judged: None. The word error
   rate of a set is the sum of errors over the sum of words. That of the originals says how well the model
-  itself hears them.
+  itself recognises them.
 
   Raises:
     UserError: faster-whisper, its weights, or jiwer is not installed.
@@ -26,17 +26,17 @@ def whisper():
       return {'transcript': None, 'words': None, 'word_errors': None}
     segments, _ = model.transcribe(decoded, language='en', beam_size=1, temperature=0,
                                    condition_on_previous_text=False, without_timestamps=True)
-    heard = plain(' '.join(s.text for s in segments))
-    return {'transcript': heard, **count_errors(jiwer, text, heard)}
+    transcript = plain(' '.join(s.text for s in segments))
+    return {'transcript': transcript, **count_errors(jiwer, text, transcript)}
 
   return score
 
 
-def count_errors(jiwer, text, heard):
+def count_errors(jiwer, text, transcript):
   """Words said, and words of them that were replaced or lost plus those that were put in."""
-  if not heard:
+  if not transcript:
     return {'words': len(text.split()), 'word_errors': len(text.split())}
-  result = jiwer.process_words(text, heard)
+  result = jiwer.process_words(text, transcript)
   return {'words': result.hits + result.substitutions + result.deletions,
           'word_errors': result.substitutions + result.deletions + result.insertions}
 

@@ -38,7 +38,7 @@ def encoder(codec):
   """The encoder of a `Pretrained` codec as a function of audio `[frames, hop]`.
 
   Raises:
-    UserError: its teacher has to hear a recording as a whole.
+    UserError: its teacher needs a whole recording at once.
   """
   config, hop = codec.config, codec.hop_length
   if emotion_context(config, codec.frozen) is None:
@@ -51,13 +51,13 @@ def encoder(codec):
   def encode(audio):
     frames = audio.shape[0]
     audio = audio.reshape(1, -1)  # [1, samples]
-    heard = jnp.pad(audio, ((0, 0), (beside * hop, beside * hop)))
+    emotion_audio = jnp.pad(audio, ((0, 0), (beside * hop, beside * hop)))
     mask = jnp.pad(jnp.ones((1, frames), bool), ((0, 0), (beside, beside)))
-    features = encoder_features(config, codec.frozen, heard, mask)
+    features = encoder_features(config, codec.frozen, emotion_audio, mask)
     u_e, part = network.apply(params, features, mask, beside, method=Codec.analyse_emotion)
     embedding = part[2] / part[1][:, None] if part else jnp.zeros((1, 0))
-    seen = jnp.pad(audio, ((0, 0), (around * hop, around * hop)))
-    u = network.apply(params, seen, u_e, embedding, around, method=Codec.analyse_acoustic)
+    encoder_audio = jnp.pad(audio, ((0, 0), (around * hop, around * hop)))
+    u = network.apply(params, encoder_audio, u_e, embedding, around, method=Codec.analyse_acoustic)
     return network.apply(params, u, method=Codec.quantize).indices[0]
 
   return encode
@@ -193,8 +193,7 @@ def compare(codec, encode, decode, speech, frames):
   codes_off, audio_off = 0.0, 0.0
   for n in frames:
     tokens = codec.encode(speech[:n * hop - 5], audio_lib.SAMPLE_RATE)  # its last frame is not full
-    levelled = np.zeros(n * hop, np.float32)
-    levelled[:n * hop - 5] = speech[:n * hop - 5] * np.float32(10 ** (tokens.gain_db / 20))
+    levelled, _ = audio_lib.pad_to_frames(audio_lib.apply_gain(speech[:n * hop - 5], tokens.gain_db), n)
     codes = np.asarray(encode(levelled.reshape(n, hop)))
     codes_off = max(codes_off, float(np.mean(codes != tokens.codes)))
     for m in codec.config.rates:

@@ -12,15 +12,16 @@ import jax
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import emotion_context, encoder_features
+from affectcodec_jax.inference.pooling import pool_parts
 from affectcodec_jax.models import source_filter
-from affectcodec_jax.models.codec import Codec, hop_length, make_codec
-from affectcodec_jax.models.conditioning import combine
+from affectcodec_jax.models.codec import Codec, make_codec
 from affectcodec_jax.models.context import decoder_context, encoder_context
 
 CHUNK = 1000  # frames: 20 s
-MAX_WHOLE_SECONDS = 600  # of a recording that a teacher with attention has to hear as a whole
+MAX_WHOLE_SECONDS = 600  # of a recording, for a teacher with attention: it needs the whole at once
 
 
 class Inference:
@@ -33,11 +34,11 @@ class Inference:
   """
 
   def __init__(self, config, frozen, chunk=CHUNK):
-    self.hop_length, self.chunk = hop_length(config.model), chunk
+    self.chunk = chunk
     self.emotion_context = emotion_context(config, frozen)
     self.encoder_context = acoustic = encoder_context(config.model)
     self.decoder_context = around = decoder_context(config.model)
-    codec, hop = make_codec(config), self.hop_length
+    codec = make_codec(config)
 
     @functools.partial(jax.jit, static_argnums=4)
     def emotion(params, frozen, audio, mask, context):
@@ -66,7 +67,7 @@ class Inference:
     @jax.jit
     def synthesise(params, latent, source=None):
       audio = codec.apply({'params': params}, latent, source, method=Codec.synthesise)
-      return audio[:, around * hop:audio.shape[1] - around * hop]
+      return audio[:, around * HOP_LENGTH:audio.shape[1] - around * HOP_LENGTH]
 
     # Pitch goes `source_filter.CONTEXT` frames beyond a piece: the source at its ends needs those.
     self.has_source, self.pitch_context = config.model.backbone == 'lite', around - source_filter.CONTEXT
@@ -86,53 +87,58 @@ class Inference:
       int32 `[ceil(samples / 320), stages]` of each.
 
     Raises:
-      UserError: too long for a teacher that has to hear it as a whole.
+      UserError: too long for a teacher that needs the whole recording at once.
     """
-    frames = [-(-len(r) // self.hop_length) for r in recordings]
-    u_e, embedding = self.hear(params, frozen, recordings, batch)
+    frames = [-(-len(r) // HOP_LENGTH) for r in recordings]
+    u_e, embedding = self.encode_emotion(params, frozen, recordings, batch)
     codes = [np.zeros((n, 0), np.int32) for n in frames]
     for group in self._batches(frames, batch):
-      pieces = [cut(recordings[i], start, size, self.encoder_context, self.hop_length)
+      pieces = [cut(recordings[i], start, size, self.encoder_context)
                 for i, start, size in group]
       emotion = [_rows(u_e[i], start, size) for i, start, size in group]
-      told = np.asarray(self.quantize(params, _stack(pieces, batch), _stack(emotion, batch),
-                                      _stack([embedding[i] for i, _, _ in group], batch)))
+      indices = np.asarray(self.quantize(params, _stack(pieces, batch), _stack(emotion, batch),
+                                         _stack([embedding[i] for i, _, _ in group], batch)))
       for k, (i, start, size) in enumerate(group):
         if not codes[i].shape[1]:
-          codes[i] = np.zeros((frames[i], told.shape[-1]), np.int32)
-        codes[i][start:start + size] = told[k][:frames[i] - start]
+          codes[i] = np.zeros((frames[i], indices.shape[-1]), np.int32)
+        codes[i][start:start + size] = indices[k][:frames[i] - start]
     return codes
 
-  def hear(self, params, frozen, recordings, batch=1):
-    """The emotion path alone, as `encode`: U_e `[frames, emotion_dim]` and utterance embedding of each.
+  def encode_emotion(self, params, frozen, recordings, batch=1):
+    """The emotion path alone, of the arguments of `encode`.
 
-    Embeddings are `[adapter_dim]`, of a codec without conditioning `[0]`.
+    Returns:
+      Lists of U_e, float32 `[frames, emotion_dim]`, and of the utterance embedding `[adapter_dim]`, of a
+      codec without conditioning `[0]`, of each recording.
+
+    Raises:
+      UserError: too long for a teacher that needs the whole recording at once.
     """
-    frames = [-(-len(r) // self.hop_length) for r in recordings]
+    frames = [-(-len(r) // HOP_LENGTH) for r in recordings]
     u_e = [[] for _ in recordings]
     parts = [[] for _ in recordings]
     context = self.emotion_context
     if context is None and max(map(len, recordings)) > MAX_WHOLE_SECONDS * SAMPLE_RATE:
-      raise UserError(f'longer than {MAX_WHOLE_SECONDS} s, and the teacher of this codec hears a recording '
-                      'as a whole; train it with a student (python -m affectcodec_jax teacher distil) or '
-                      'cut the recording')
+      raise UserError(f'longer than {MAX_WHOLE_SECONDS} s, and the teacher of this codec needs a whole '
+                      'recording at once; train it with a student (python -m affectcodec_jax teacher '
+                      'distil) or cut the recording')
     whole, context = context is None, context or 0
     for group in self._batches(frames, batch, whole):
-      pieces = [cut(recordings[i], start, size, context, self.hop_length) for i, start, size in group]
+      pieces = [cut(recordings[i], start, size, context) for i, start, size in group]
       mask = [inside(frames[i], start, size, context) for i, start, size in group]
-      heard, part = jax.device_get(self.emotion(
+      latent, part = jax.device_get(self.emotion(
           params, frozen, _stack(pieces, batch), _stack(mask, batch), context))
       for k, (i, start, _) in enumerate(group):
-        u_e[i].append(heard[k][:frames[i] - start])
+        u_e[i].append(latent[k][:frames[i] - start])
         parts[i].append(tuple(p[k] for p in part))
     u_e = [np.concatenate(u) for u in u_e]
-    embedding = [combine(p) if p[0] else np.zeros(0, np.float32) for p in parts]
+    embedding = [pool_parts(p) if p[0] else np.zeros(0, np.float32) for p in parts]
     return u_e, embedding
 
   def decode(self, params, codes, batch=1):
     """Audio, float32 `[frames * 320]` each, of codes `[frames, m]` of any one number of stages."""
     frames = [len(c) for c in codes]
-    audio = [np.zeros(n * self.hop_length, np.float32) for n in frames]
+    audio = [np.zeros(n * HOP_LENGTH, np.float32) for n in frames]
     increments = self._increments(params, codes, batch) if self.has_source else None
     phases = [source_filter.phases_of_frames(x) for x in increments] if self.has_source else None
     for group in self._batches(frames, batch):
@@ -140,11 +146,11 @@ class Inference:
       source = source_filter.Source(
           self._pieces(increments, group, batch), np.full(batch, self.decoder_context, np.int32),
           _stack([phases[i][start] for i, start, _ in group], batch),
-          _stack([source_filter.wrap(start * self.hop_length) for _, start, _ in group], batch)
+          _stack([source_filter.wrap(start * HOP_LENGTH) for _, start, _ in group], batch)
       ) if self.has_source else None
       samples = np.asarray(self.synthesise(params, latent, source))
       for k, (i, start, size) in enumerate(group):
-        piece = audio[i][start * self.hop_length:(start + size) * self.hop_length]
+        piece = audio[i][start * HOP_LENGTH:(start + size) * HOP_LENGTH]
         piece[:] = samples[k][:len(piece)]
     return audio
 
@@ -170,21 +176,21 @@ class Inference:
   def working_memory(self, params, frozen, frames):
     """Bytes besides weights that XLA reserves for a piece of so many frames: {'encode', 'decode'}."""
     size, context = min(bucket(frames), self.chunk), self.emotion_context or 0
-    audio = np.zeros(frames * self.hop_length, np.float32)
-    heard = np.stack([cut(audio, 0, size, context, self.hop_length)])
+    audio = np.zeros(frames * HOP_LENGTH, np.float32)
+    emotion_audio = np.stack([cut(audio, 0, size, context)])
     mask = np.stack([inside(frames, 0, size, context)])
-    u_e, part = self.emotion(params, frozen, heard, mask, context)
-    seen = np.stack([cut(audio, 0, size, self.encoder_context, self.hop_length)])
-    embedding = np.stack([combine([tuple(p[0] for p in part)])]) if part else np.zeros((1, 0), np.float32)
-    codes = np.asarray(self.quantize(params, seen, u_e, embedding))
+    u_e, part = self.emotion(params, frozen, emotion_audio, mask, context)
+    encoder_audio = np.stack([cut(audio, 0, size, self.encoder_context)])
+    embedding = pool_parts([tuple(p[0] for p in part)]) if part else np.zeros(0, np.float32)
+    codes = np.asarray(self.quantize(params, encoder_audio, u_e, embedding[None]))
     around = np.zeros((1, size + 2 * self.decoder_context, codes.shape[-1]), np.int32)
     latent, zero = self.latent(params, around), np.zeros(1, np.int32)
     source = source_filter.Source(around[..., 0] + 1, zero, zero, zero) if self.has_source else None
-    programs = {'encode': [self.emotion.lower(params, frozen, heard, mask, context),
-                           self.quantize.lower(params, seen, u_e, embedding)],
+    programs = {'encode': [self.emotion.lower(params, frozen, emotion_audio, mask, context),
+                           self.quantize.lower(params, encoder_audio, u_e, embedding[None])],
                 'decode': [self.synthesise.lower(params, latent, source)]}
-    return {name: max(p.compile().memory_analysis().temp_size_in_bytes for p in of_name)
-            for name, of_name in programs.items()}
+    return {name: max(p.compile().memory_analysis().temp_size_in_bytes for p in lowered)
+            for name, lowered in programs.items()}
 
   def _batches(self, frames, batch, whole=False):
     """Lists of at most `batch` pieces (recording, first frame, frames), of one size each."""
@@ -210,10 +216,10 @@ def bucket(frames):
   return -(-frames // step) * step
 
 
-def cut(audio, start, size, context, hop):
+def cut(audio, start, size, context):
   """Samples of `size` frames from frame `start` on and of `context` on either side; zeros outside."""
-  piece = np.zeros((size + 2 * context) * hop, np.float32)
-  first = (start - context) * hop
+  piece = np.zeros((size + 2 * context) * HOP_LENGTH, np.float32)
+  first = (start - context) * HOP_LENGTH
   inside = audio[max(first, 0):first + len(piece)]
   at = max(-first, 0)
   piece[at:at + len(inside)] = inside

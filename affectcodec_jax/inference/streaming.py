@@ -8,12 +8,13 @@ follows a recording, silence for the encoder and the last frame again for the de
 
 import numpy as np
 
-from affectcodec_jax.audio import SAMPLE_RATE, to_mono
+from affectcodec_jax.audio import SAMPLE_RATE, apply_gain, to_mono
 from affectcodec_jax.common.arrays import as_array, check_number
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.inference.pieces import cut, inside
+from affectcodec_jax.inference.pooling import join_parts, pool_parts
 from affectcodec_jax.models import source_filter
-from affectcodec_jax.models.conditioning import combine, merge
 
 CHUNK = 10  # frames: 200 ms
 LONGEST = 1000  # frames of a chunk: 20 s
@@ -33,14 +34,14 @@ class StreamEncoder:
 
   def __init__(self, inference, params, frozen, stages, chunk_frames, lookahead, gain_db, utterance):
     if inference.emotion_context is None:
-      raise UserError('the teacher of this codec hears a recording as a whole and cannot hear a stream; '
-                      'train it with a student (python -m affectcodec_jax teacher distil)')
+      raise UserError('the teacher of this codec needs a whole recording at once and cannot encode a '
+                      'stream; train it with a student (python -m affectcodec_jax teacher distil)')
     self._inference, self._params, self._frozen, self._stages = inference, params, frozen, stages
     self._context = max(inference.emotion_context, inference.encoder_context)
     self._chunk, self._lookahead = _checked(chunk_frames, lookahead, self._context, gain_db)
     self._utterance = utterance
     self.gain_db = gain_db
-    self.latency_samples = (self._chunk + self._lookahead) * inference.hop_length
+    self.latency_samples = (self._chunk + self._lookahead) * HOP_LENGTH
     self.latency = self.latency_samples / SAMPLE_RATE
     self._begin()
     self._encode(0, 1)  # compiles: no push has to wait for that
@@ -50,7 +51,7 @@ class StreamEncoder:
   def _begin(self):
     self._audio = np.zeros(0, np.float32)  # at the codec's level, from frame `_first` on
     self._first, self._next, self._samples = 0, 0, 0
-    self._heard = []  # what the frames so far add to the utterance's embedding
+    self._pooled = []  # what the frames so far add to the utterance's embedding
 
   def push(self, audio):
     """Takes samples, gives the codes that are certain now.
@@ -66,14 +67,14 @@ class StreamEncoder:
     """
     audio = as_array(audio, 'audio')
     if audio.size:
-      audio = to_mono(audio) * np.float32(10 ** (self.gain_db / 20))
+      audio = apply_gain(to_mono(audio), self.gain_db)
       self._audio = np.concatenate([self._audio, audio])
       self._samples += len(audio)
-    return self._advance(self._samples // self._inference.hop_length, last=False)
+    return self._advance(self._samples // HOP_LENGTH, last=False)
 
   def flush(self):
     """Ends the stream: gives its last codes, `[frames, stages]`. The next `push` begins another stream."""
-    codes = self._advance(-(-self._samples // self._inference.hop_length), last=True)
+    codes = self._advance(-(-self._samples // HOP_LENGTH), last=True)
     self._begin()
     return codes
 
@@ -83,26 +84,27 @@ class StreamEncoder:
       codes.append(self._encode(start, end)[:end - start])
       self._next = start + self._chunk
     first = max(self._next - self._context, 0)
-    self._audio = self._audio[(first - self._first) * self._inference.hop_length:]
+    self._audio = self._audio[(first - self._first) * HOP_LENGTH:]
     self._first = first
     return np.concatenate(codes)
 
   def _encode(self, start, end):
     """Codes `[chunk, stages]` of the frames from `start` on, from the audio before frame `end`."""
     run, at = self._inference, start - self._first
-    audio = self._audio[:(end - self._first) * run.hop_length]
-    heard, seen = (cut(audio, at, self._chunk, context, run.hop_length)[None]
-                   for context in (run.emotion_context, run.encoder_context))
+    audio = self._audio[:(end - self._first) * HOP_LENGTH]
+    emotion_audio, encoder_audio = (cut(audio, at, self._chunk, context)[None]
+                                    for context in (run.emotion_context, run.encoder_context))
     mask = inside(end, start, self._chunk, run.emotion_context)[None]
-    u_e, part = run.emotion(self._params, self._frozen, heard, mask, run.emotion_context)
+    u_e, part = run.emotion(self._params, self._frozen, emotion_audio, mask, run.emotion_context)
     if self._utterance is not None:
       self.embedding = self._utterance
     elif part:
-      self._heard = [merge([*self._heard, tuple(np.asarray(p)[0] for p in part)])]
-      self.embedding = combine(self._heard)
+      self._pooled = [join_parts([*self._pooled, tuple(np.asarray(p)[0] for p in part)])]
+      self.embedding = pool_parts(self._pooled)
     else:
       self.embedding = np.zeros(0, np.float32)
-    return np.asarray(run.quantize(self._params, seen, u_e, self.embedding[None]))[0, :, :self._stages]
+    codes = run.quantize(self._params, encoder_audio, u_e, self.embedding[None])
+    return np.asarray(codes)[0, :, :self._stages]
 
 
 class StreamDecoder:
@@ -119,7 +121,7 @@ class StreamDecoder:
     self._context = inference.decoder_context
     self._chunk, self._lookahead = _checked(chunk_frames, lookahead, self._context, gain_db)
     self._gain = np.float32(10 ** (-gain_db / 20))
-    self.latency_samples = (self._chunk + self._lookahead - 1) * inference.hop_length
+    self.latency_samples = (self._chunk + self._lookahead - 1) * HOP_LENGTH
     self.latency = self.latency_samples / SAMPLE_RATE
     self._begin()
     self.push(np.zeros((1, stages), np.int32))
@@ -172,7 +174,7 @@ class StreamDecoder:
   def _advance(self, last):
     audio, frames = [np.zeros(0, np.float32)], self._first + len(self._codes)
     for start, end in _ready(self._next, self._chunk, self._lookahead, frames, last):
-      audio.append(self._decode(start, end)[:(end - start) * self._inference.hop_length])
+      audio.append(self._decode(start, end)[:(end - start) * HOP_LENGTH])
       self._next = start + self._chunk
     first = max(self._next - self._context, 0)
     self._codes, self._lost = self._codes[first - self._first:], self._lost[first - self._first:]
@@ -181,13 +183,13 @@ class StreamDecoder:
 
   def _decode(self, start, end):
     """Audio `[chunk * 320]` of the frames from `start` on, from the codes before frame `end`."""
-    hop, around = self._inference.hop_length, np.arange(-self._context, self._chunk + self._context)
+    around = np.arange(-self._context, self._chunk + self._context)
     begin = max(start - self._context, 0)  # no more than that: sizes of pieces must not show
     view = slice(begin - self._first, end - self._first)
     codes, lost = self._codes[view], self._lost[view]
     if lost.all():
       self._advance_source(np.full(self._chunk + 2 * source_filter.CONTEXT, self._increment))
-      return np.zeros(self._chunk * hop, np.float32)
+      return np.zeros(self._chunk * HOP_LENGTH, np.float32)
     at = np.clip(start + around, 0, end - 1) - begin  # past its ends a recording stays as it is
     before, after, weight, distance = (x[at] for x in bridge(lost))
     latent = self._inference.latent_between(
@@ -196,7 +198,8 @@ class StreamDecoder:
     audio = np.asarray(self._inference.synthesise(self._params, latent, source))[0]
     if lost.any():
       fade = np.asarray(FADE)[np.minimum(distance, len(FADE) - 1)]
-      middle = (np.arange(self._chunk * hop) + 0.5) / hop - 0.5  # of each sample, in frames of the chunk
+      # Middle of each sample, in frames of the chunk.
+      middle = (np.arange(self._chunk * HOP_LENGTH) + 0.5) / HOP_LENGTH - 0.5
       audio = audio * np.interp(middle, around, fade).astype(np.float32)
     return audio * self._gain
 
@@ -209,7 +212,7 @@ class StreamDecoder:
     rest = self._inference.pitch_context  # frames further away, which do not matter
     source = source_filter.Source(
         np.pad(increments, rest, mode='edge')[None], np.full(1, self._context, np.int32),
-        self._phase[None], source_filter.wrap([start * self._inference.hop_length]))
+        self._phase[None], source_filter.wrap([start * HOP_LENGTH]))
     self._advance_source(increments)
     return source
 

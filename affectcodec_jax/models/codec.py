@@ -9,6 +9,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.bd_rfsq import BDRFSQ
 from affectcodec_jax.models.conditioning import Adapter, AttentionPool, EmotionDecoder, FiLM
@@ -137,7 +138,7 @@ class Codec(nn.Module):
     return source_filter.render(controls, source_filter.beginning(pitch)), controls
 
   def emotion_features(self, latent):
-    """Teacher features `[batch, frames, feature_dim]` told from the emotion block alone."""
+    """Teacher features `[batch, frames, feature_dim]` predicted from the emotion block alone."""
     return self.emotion_decoder(latent[..., :self.config.emotion_dim])
 
   def __call__(self, audio, features):
@@ -168,10 +169,9 @@ def make_discriminator(config):
 def init_params(config, rng):
   """Untrained codec and discriminator parameters, shapes as the config says."""
   codec, discriminator = make_codec(config), make_discriminator(config)
-  hop = hop_length(config.model)
-  samples = max(4096, 8 * hop) // hop * hop
-  audio = jnp.zeros((1, samples))
-  features = jnp.zeros((1, samples // hop, config.teacher.dim))
+  frames = 12  # of a short clip
+  audio = jnp.zeros((1, frames * HOP_LENGTH))
+  features = jnp.zeros((1, frames, config.teacher.dim))
   codec_rng, disc_rng = jax.random.split(rng)
   params = codec.init(codec_rng, audio, features)['params']
   return params, discriminator.init(disc_rng, audio)['params']
@@ -186,11 +186,6 @@ def make_quantizer(c, stage_start='spread', stage_fade=1.0):
   return BDRFSQ((c.emotion_dim, c.acoustic_dim),
                 (tuple(c.emotion_levels), tuple(c.acoustic_levels)), c.num_stages, projection, stage_start,
                 stage_fade)
-
-
-def hop_length(c) -> int:
-  """Samples a frame."""
-  return math.prod(c.strides)
 
 
 def bits_per_stage(c) -> int:

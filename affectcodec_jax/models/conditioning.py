@@ -5,12 +5,9 @@ scales and shifts the acoustic latent (FiLM). Fine: frame by frame, into the qua
 block only.
 """
 
-import math
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from affectcodec_jax.models.layers import RESIDUAL_GAIN, Conv
 
@@ -47,26 +44,12 @@ class AttentionPool(nn.Module):
   def part(self, x, mask):
     """What a piece of a recording adds: highest score `[B]`, sum of weights `[B]`, weighted sum `[B, D]`.
 
-    Weights are relative to the highest score; `combine` puts pieces together.
+    Weights are relative to the highest score; `inference.pooling` puts pieces together.
     """
     scores = jnp.where(mask, self.scores(x), -jnp.inf)
     top = jnp.max(scores, axis=-1)
     weights = jnp.where(mask, jnp.exp(scores - top[:, None]), 0.0)
     return top, jnp.sum(weights, axis=-1), jnp.einsum('bt,btd->bd', weights, x.astype(jnp.float32))
-
-
-def merge(parts):
-  """The (top, sum, weighted sum) of several such parts together, in float64."""
-  highest = max(top for top, _, _ in parts)
-  scale = [math.exp(top - highest) for top, _, _ in parts]
-  total = sum(s * float(weight) for s, (_, weight, _) in zip(scale, parts))
-  return highest, total, sum(s * np.asarray(v, np.float64) for s, (_, _, v) in zip(scale, parts))
-
-
-def combine(parts):
-  """The pooled vector `[D]` of a recording from its pieces' (top, sum, weighted sum), in float64."""
-  _, total, pooled = merge(parts)
-  return (pooled / total).astype(np.float32)
 
 
 class FiLM(nn.Module):

@@ -5,8 +5,8 @@ Counted from the layers (kernel, dilation, stride), in frames, the same on both 
 
 import math
 
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.models import dac, source_filter
-from affectcodec_jax.models.codec import hop_length
 
 _STFT = 2  # the lite encoder's longest window is 4 hops: 1.5 frames on either side of a frame
 _CONVNEXT = 3  # kernel 7
@@ -24,7 +24,7 @@ def encoder_context(model):
   for stride in model.strides:
     reach += step * (3 * sum(dac.DILATIONS) + 2 * stride)
     step *= stride
-  return math.ceil((reach + step) / hop_length(model))  # and the last kernel of 3
+  return math.ceil((reach + step) / HOP_LENGTH)  # and the last kernel of 3
 
 
 def decoder_context(model):

@@ -61,6 +61,25 @@ class Conv(nn.Module):
     return y + b.astype(self.dtype)
 
 
+def whiten(convs, outputs):
+  """Rescales convolutions so that what they give has zero mean and unit variance a channel.
+
+  Args:
+    convs: parameters of `Conv`s.
+    outputs: what they give now, side by side, `[batch, time, channels of all]`.
+
+  Returns:
+    A list of the new parameters, and the new outputs.
+  """
+  mean, std = outputs.mean(axis=(0, 1)), outputs.std(axis=(0, 1)) + 1e-6
+  whitened, start = [], 0
+  for p in convs:
+    part = slice(start, start + len(p['b']))
+    whitened.append(p | {'g': p['g'] / std[part], 'b': (p['b'] - mean[part]) / std[part]})
+    start = part.stop
+  return whitened, (outputs - mean) / std
+
+
 _FOLD = 8  # neighbours that become channels
 
 

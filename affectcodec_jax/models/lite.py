@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.spectral import stft
 
-_HOP = 320
-_FINE = 4 * _HOP  # 80 ms: resolves harmonics
-_QUICK = _HOP  # 20 ms, twice a frame: resolves plosives and glottal pulses of low voices
+_FINE = 4 * HOP_LENGTH  # 80 ms: resolves harmonics
+_QUICK = HOP_LENGTH  # 20 ms, twice a frame: resolves plosives and glottal pulses of low voices
 _LAGS = np.arange(24, 320)  # samples: periods of 667 to 50 Hz
 
 
@@ -61,9 +61,9 @@ class LiteEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, audio):
-    b, frames = audio.shape[0], audio.shape[1] // _HOP
-    fine, quick = (_power(audio, w, h).reshape(b, frames, -1)
-                   for w, h in ((_FINE, _HOP), (_QUICK, _HOP // 2)))  # [B, T, 641], [B, T, 2 * 161]
+    b, frames = audio.shape[0], audio.shape[1] // HOP_LENGTH
+    fine = _power(audio, _FINE, HOP_LENGTH).reshape(b, frames, -1)  # [B, T, 641]
+    quick = _power(audio, _QUICK, HOP_LENGTH // 2).reshape(b, frames, -1)  # [B, T, 2 * 161]
     # About unit range for speech at the codec's level.
     spectra = [0.5 * jnp.log10(jnp.maximum(power, 1e-8)) for power in (fine, quick)]
     x = jnp.concatenate([*spectra, autocorrelation(fine)], axis=-1)

@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath, read_bytes, write_whole
 from affectcodec_jax.tokens import entropy
@@ -49,7 +50,7 @@ class Tokens:
   fingerprint: bytes
   bits_per_code: int = 15
   sample_rate: int = 16000
-  hop_length: int = 320
+  hop_length: int = HOP_LENGTH
   digit_bits: tuple[int, ...] = ()
 
   @property

@@ -211,7 +211,7 @@ def _load(load: Load, checkpoint: AnyPath) -> Any:
 
 
 def _describe(load: Load, checkpoint: AnyPath, kbps: float | None) -> tuple[str, dict[str, Any]]:
-  """(kind of device, what tells the tokens of one codec and rate from another's)."""
+  """(kind of device, what identifies the codec and rate of the tokens)."""
   codec = _load(load, checkpoint)
   stages = codec.num_stages(kbps)
   return codec.backend, {'model': codec.fingerprint.hex(), 'stages': stages,

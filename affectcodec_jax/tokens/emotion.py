@@ -1,7 +1,7 @@
-"""Emotion told from tokens alone: neither the codec nor the sound is needed. NumPy only, no JAX.
+"""Emotion predicted from tokens alone: neither the codec nor the sound is needed. NumPy only, no JAX.
 
 An utterance is described by how often its codes and their changes occur, and a multinomial logistic
-regression tells the eight emotions from that. What codes mean differs from codec to codec, so a predictor
+regression predicts the emotion from that. What codes mean differs from codec to codec, so a predictor
 belongs to one fingerprint; `python -m affectcodec_jax analyse token_emotion` makes it.
 """
 

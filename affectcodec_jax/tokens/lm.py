@@ -52,7 +52,7 @@ class Vocabulary:
     sizes: how many values each column has: `(32768,) * stages` of whole codes, `(8, 4096) * stages` of
       split ones.
     shared: columns of one size use the same ids. Otherwise each column has its own, so an id alone
-      tells its column.
+      says which column it is of.
   """
 
   sizes: tuple[int, ...]

@@ -8,14 +8,13 @@ import pathlib
 import sys
 import time
 
-import numpy as np
-from PIL import Image
 import tensorboardX
 import tqdm
 
 from affectcodec_jax.audio import write_audio
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import parse_json, whole, write_whole
+from affectcodec_jax.common.pictures import spectrogram
 
 _EVENTS = 'run'  # names the writer that TensorBoard's events go through
 
@@ -150,16 +149,4 @@ def write_clips(folder, clips):
   for name, audio in clips.items():
     write_audio(folder / f'{name}.wav', audio)
     with whole(folder / f'{name}.png') as temporary:
-      spectrogram_image(audio).save(temporary, format='PNG')
-
-
-def spectrogram_image(audio, window=512, hop=128):
-  """Picture of the log spectrogram of `[samples]`, 80 dB deep, low frequencies at the bottom."""
-  audio = np.pad(audio, (0, max(0, window - len(audio))))
-  frames = np.lib.stride_tricks.sliding_window_view(audio, window)[::hop]  # [frames, window]
-  db = 20 * np.log10(np.abs(np.fft.rfft(frames * np.hanning(window))) + 1e-6)
-  level = np.clip((db - db.max() + 80) / 80, 0, 1).T[::-1]  # [bins, frames]
-  stops = np.linspace(0, 1, 5)
-  palette = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])
-  rgb = np.stack([np.interp(level, stops, palette[:, i]) for i in range(3)], axis=-1)
-  return Image.fromarray(rgb.astype(np.uint8))
+      spectrogram(audio).save(temporary, format='PNG')

@@ -6,8 +6,9 @@ their average and the optimisers' moments over `fsdp`, each along its longest ax
 the collectives. With `train.fsdp=1` nothing but the batch is split.
 """
 
+from collections.abc import Callable
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import jax_utils
 import jax
@@ -16,9 +17,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.training.state import TrainState
 from affectcodec_jax.training.step import train_step
 
 AXIS = 'data'
+Tree = Any  # a pytree of arrays
+Step = Callable[[TrainState, Tree, Tree], tuple[TrainState, dict[str, jax.Array]]]
 
 
 class Parallel(NamedTuple):
@@ -32,14 +36,14 @@ class Parallel(NamedTuple):
     value: a metric to a number.
   """
 
-  place: object
-  split: object
-  compile: object
-  fetch: object
-  value: object
+  place: Callable[[Tree], Tree]
+  split: Callable[[Tree], Tree]
+  compile: Callable[[bool], Step]
+  fetch: Callable[[Tree], Tree]
+  value: Callable[[jax.Array], float]
 
 
-def make_parallel(config):
+def make_parallel(config) -> Parallel:
   """What `train.parallel` names.
 
   Raises:
@@ -47,7 +51,7 @@ def make_parallel(config):
   """
   if config.train.parallel == 'mesh':
     return _mesh(config)
-  # Under the axis's own name: with another the step would be traced again for what it returned itself.
+  # Under the name of the axis: with another the step would be traced again for what it returned itself.
   replicate = functools.partial(jax_utils.replicate, axis_name=AXIS)
   return Parallel(replicate, split_batch, functools.partial(pmap_train_step, config), unreplicate,
                   lambda x: float(x[0]))

@@ -39,8 +39,8 @@ def save(run, out):
   config.data.path = config.teacher.path = ''  # of the machine it was trained on
   if config.teacher.student:
     config.teacher.student = 'student.safetensors'
-  rounded, heard = load_params(out / release.CODEC), weights.load_encoder_network(config, out)
-  fingerprint = weights.fingerprint(config.model.to_dict(), rounded, heard).hex()
+  rounded, network = load_params(out / release.CODEC), weights.load_encoder_network(config, out)
+  fingerprint = weights.fingerprint(config.model.to_dict(), rounded, network).hex()
   card = {'step': int(state.step), 'fingerprint': fingerprint, 'config': config.to_dict()}
   write_json(out / release.CONFIG, card)
   return [out / name for name in (release.CONFIG, *trees)]

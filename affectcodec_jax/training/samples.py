@@ -1,8 +1,6 @@
 """Held-out clips through the codec at every rate, for the ear and the eye."""
 
-import numpy as np
-
-from affectcodec_jax.audio import level_gain
+from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.inference.pieces import Inference
 
 
@@ -18,14 +16,14 @@ def make_sampler(config, frozen, clips):
     params -> {'0_original': `[samples]`, '0_2_stages': `[samples]`, …}, at the codec's level.
   """
   inference = Inference(config, frozen)
-  levelled = [np.float32(c['audio'] * 10 ** (level_gain(c['audio']) / 20)) for c in clips]
+  originals = [at_codec_level(c['audio']) for c in clips]
 
   def sample(params):
-    codes = inference.encode(params, frozen, levelled)
-    out = {f'{i}_original': audio for i, audio in enumerate(levelled)}
+    codes = inference.encode(params, frozen, originals)
+    out = {f'{i}_original': audio for i, audio in enumerate(originals)}
     for m in config.rates:
       for i, decoded in enumerate(inference.decode(params, [c[:, :m] for c in codes])):
-        out[f'{i}_{m}_stages'] = decoded[:len(levelled[i])]
+        out[f'{i}_{m}_stages'] = decoded[:len(originals[i])]
     return out
 
   return sample

@@ -7,6 +7,7 @@ import optax
 
 from affectcodec_jax.emotion.teachers import encoder_features
 from affectcodec_jax.models.codec import Codec, init_params, make_codec
+from affectcodec_jax.models.layers import whiten
 
 
 @struct.dataclass
@@ -63,15 +64,11 @@ def calibrate(config, params, frozen, audio):
   features = encoder_features(config, frozen, audio)
   mask = jnp.ones(features.shape[:2], bool)
   u = codec.apply({'params': params}, audio, features, mask, method=Codec.analyse)
-  mean, std = u.mean(axis=(0, 1)), u.std(axis=(0, 1)) + 1e-6
-  split = config.model.emotion_dim
-  params = dict(params)
-  for name, part in (('to_emotion', slice(None, split)), ('to_acoustic', slice(split, None))):
-    p = params[name]
-    params[name] = p | {'g': p['g'] / std[part], 'b': (p['b'] - mean[part]) / std[part]}
+  names = ('to_emotion', 'to_acoustic')
+  convs, u = whiten([params[name] for name in names], u)
+  params = params | dict(zip(names, convs))
   if config.model.quantizer != 'rvq':
-    params['quantizer'] = codec.apply(
-        {'params': params}, (u - mean) / std, method=Codec.calibrate_quantizer)
+    params['quantizer'] = codec.apply({'params': params}, u, method=Codec.calibrate_quantizer)
   return params
 
 

@@ -42,7 +42,7 @@ def schedules(config, step):
 
 
 def _reconstruct(config, codec, params, batch, features, rounding):
-  """Decodes each clip at its own rate and, for the multi-rate term, at all of them.
+  """Decodes each clip at its rate and, for the multi-rate term, at all of them.
 
   Returns:
     audio at every rate `[R, B, L]` (R = 1 without the multi-rate term), at the clip's rate
@@ -58,9 +58,9 @@ def _reconstruct(config, codec, params, batch, features, rounding):
   commitment = jnp.sum(active * quantized.commitment, 0) / jnp.sum(active, 0)
   latents = jnp.stack([codec.apply(variables, quantized.values[:m], method=Codec.latent)
                        for m in config.rates])  # [R, B, T, d]
-  own = latents[rate, jnp.arange(len(audio))]  # [B, T, d]
-  emotion = codec.apply(variables, own, method=Codec.emotion_features)
-  every = latents if config.loss.multi_rate else own[None]  # [R, B, T, d]
+  at_rate = latents[rate, jnp.arange(len(audio))]  # [B, T, d]
+  emotion = codec.apply(variables, at_rate, method=Codec.emotion_features)
+  every = latents if config.loss.multi_rate else at_rate[None]  # [R, B, T, d]
   rates = len(every)
   flat = every.reshape(-1, *every.shape[2:])  # [R*B, T, d]
   if 'f0' not in batch:
@@ -72,8 +72,8 @@ def _reconstruct(config, codec, params, batch, features, rounding):
     pitch = {'pitch': losses.pitch_distance(controls.pitch, f0, voiced),
              'voicing': losses.voicing_distance(controls.voicing, voiced)}
   decoded = decoded.reshape(rates, *audio.shape)  # [R, B, L]
-  of_rate = decoded[rate, jnp.arange(len(audio))] if config.loss.multi_rate else decoded[0]
-  return decoded, of_rate, emotion, commitment, pitch
+  decoded_at_rate = decoded[rate, jnp.arange(len(audio))] if config.loss.multi_rate else decoded[0]
+  return decoded, decoded_at_rate, emotion, commitment, pitch
 
 
 def generator_loss(params, disc_params, frozen, batch, rounding, config, adversarial):
@@ -81,8 +81,9 @@ def generator_loss(params, disc_params, frozen, batch, rounding, config, adversa
   codec, discriminator = make_codec(config), make_discriminator(config)
   weight, audio, rate = config.loss, batch['audio'], batch['rate']
   features = teacher_features(config, frozen, audio)
-  heard = encoder_features(config, frozen, audio) if 'student' in frozen else features
-  decoded, own, emotion, commitment, pitch = _reconstruct(config, codec, params, batch, heard, rounding)
+  encoder_input = encoder_features(config, frozen, audio) if 'student' in frozen else features
+  decoded, at_rate, emotion, commitment, pitch = _reconstruct(
+      config, codec, params, batch, encoder_input, rounding)
   rates, clips = decoded.shape[:2]
   flat = decoded.reshape(rates * clips, -1)  # [R*B, L]
   targets = losses.mel_targets(audio, weight.mel_floor)
@@ -96,12 +97,12 @@ def generator_loss(params, disc_params, frozen, batch, rounding, config, adversa
     """Mean of `[R, B]` at the clips' rates and, `multi_rate` times as much, at all: one weight in all."""
     if not weight.multi_rate:
       return by_rate.mean()
-    at_rate = by_rate[rate, jnp.arange(clips)].mean()
-    return (at_rate + weight.multi_rate * by_rate.mean()) / (1 + weight.multi_rate)
+    at_clip_rate = by_rate[rate, jnp.arange(clips)].mean()
+    return (at_clip_rate + weight.multi_rate * by_rate.mean()) / (1 + weight.multi_rate)
 
   parts = {
       'mel': mixed(mel),
-      'waveform': losses.waveform_l1(own, audio).mean(),
+      'waveform': losses.waveform_l1(at_rate, audio).mean(),
       'commitment': commitment.mean(),
       'emotion': losses.emotion_l2(emotion, features).mean(),
       'cycle': mixed(cycle),
@@ -109,14 +110,14 @@ def generator_loss(params, disc_params, frozen, batch, rounding, config, adversa
   if adversarial:
     variables = {'params': disc_params}
     real = discriminator.apply(variables, audio)
-    fake = discriminator.apply(variables, own)
+    fake = discriminator.apply(variables, at_rate)
     parts['adversarial'] = losses.adversarial_loss(fake).mean()
     parts['feature_matching'] = losses.feature_matching(real, fake).mean()
   total = sum(weight[name] * value for name, value in parts.items())
   if weight.multi_rate:
     parts |= {f'mel_{m}_stages': v for m, v in zip(config.rates, mel.mean(axis=1))}
     parts |= {f'cycle_{m}_stages': v for m, v in zip(config.rates, cycle.mean(axis=1))}
-  return total, (parts, own)
+  return total, (parts, at_rate)
 
 
 def gradients(params, disc_params, frozen, batch, rounding, config, adversarial):

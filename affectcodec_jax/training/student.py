@@ -18,7 +18,7 @@ from affectcodec_jax.inference import weights
 from affectcodec_jax.training.fit import FIT_FIELDS, open_workdir, train_network
 
 # What is needed of a configuration.
-FIELDS = {'model': ('strides', 'compute_dtype'), 'teacher': ('kind', 'dim', 'path'),
+FIELDS = {'model': ('compute_dtype',), 'teacher': ('kind', 'dim', 'path'),
           'student': ('width', 'depth'), 'data': ('source', 'crop_seconds'), 'train': FIT_FIELDS}
 
 

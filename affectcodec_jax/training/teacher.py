@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import write_json
 from affectcodec_jax.common.labels import EMOTIONS
@@ -23,7 +24,7 @@ from affectcodec_jax.emotion.judges import labelled, padded_clip, score
 from affectcodec_jax.training.fit import FIT_FIELDS, open_workdir, train_network
 
 # What is needed of a configuration.
-FIELDS = {'model': ('strides',), 'teacher': ('dim',), 'data': ('source', 'crop_seconds'),
+FIELDS = {'teacher': ('dim',), 'data': ('source', 'crop_seconds'),
           'train': (*FIT_FIELDS, 'dropout', 'label_smoothing')}
 
 
@@ -52,7 +53,7 @@ def train_teacher(config, workdir):
   model = Teacher(config.teacher.dim, dropout=config.train.dropout)
   loss_fn = functools.partial(_loss, model=model, samples=samples, smoothing=config.train.label_smoothing)
   params = train_network(config, workdir, 'teacher', model, loss_fn, source,
-                         crop_samples=-(-int(samples * MAX_SPEED) // 320) * 320)
+                         crop_samples=-(-int(samples * MAX_SPEED) // HOP_LENGTH) * HOP_LENGTH)
   results = {'parameters': sum(x.size for x in jax.tree.leaves(params))}
   for split, items in held_out.items():
     results[split] = evaluate_teacher(params, items, config.teacher.dim)

@@ -1,0 +1,4 @@
+"""What every part of the codec agrees on."""
+
+SAMPLE_RATE = 16000  # Hz, of all audio inside the codec
+HOP_LENGTH = 320  # samples a frame: 50 frames a second
