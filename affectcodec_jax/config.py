@@ -125,7 +125,7 @@ def validate(config: ConfigDict) -> None:
                     f'rates={tuple(rates)}')
   if config.teacher.kind != 'compact' and not config.teacher.path:
     raise UserError(f'teacher.path is empty: {config.teacher.kind} is not in the package; convert its '
-                    'checkpoint with python -m affectcodec_jax.emotion.convert')
+                    'checkpoint with python -m affectcodec_jax teacher convert')
   if t.parallel not in ('pmap', 'mesh'):
     raise UserError(f"train.parallel='{t.parallel}'; use pmap or mesh")
   if t.fsdp != 1 and t.parallel == 'pmap':

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 import soundfile
@@ -156,7 +157,8 @@ def test_one_file_is_enough_to_begin_with(tmp_path, count, caplog):
 
 
 def iterator(source):
-  return pipeline.make_iterator(source, batch_size=2, crop_samples=3200, seed=0, gain_db=0.0)
+  data = ConfigDict({'gain_db': 0.0, 'speed': 0.0, 'equalise_db': 0.0})
+  return pipeline.make_iterator(source, data, batch_size=2, crop_samples=3200, seed=0)
 
 
 def test_digital_silence_is_not_trained_on(tmp_path, caplog):

@@ -180,7 +180,8 @@ def test_mistakes_are_reported():
                         (lambda: codec.stream_encoder(lookahead=2.5), 'has 1 to 1000'),
                         (lambda: codec.stream_decoder(lookahead=-1), 'not negative'),
                         (lambda: codec.stream_decoder(gain_db=float('nan')), 'within 100 dB'),
-                        (lambda: codec.stream_encoder(utterance=np.zeros(3)), r'\[16\], got \[3\]')):
+                        (lambda: codec.stream_encoder(utterance=np.zeros(3)),
+                         r'\[16\] of finite float, got float64 \[3\]')):
     with pytest.raises(UserError, match=message):
       make()
   deaf = types.SimpleNamespace(emotion_context=None)
@@ -210,7 +211,7 @@ def stream(monkeypatch, data, *args, sink=None):
   source.read1 = lambda size: (seen.append(sink.tell() if sink.seekable() else 0), read1(size))[1]
   monkeypatch.setattr(api, 'load', lambda path: make_codec())
   monkeypatch.setattr('sys.stdin', types.SimpleNamespace(buffer=source))
-  monkeypatch.setattr('sys.stdout', types.SimpleNamespace(buffer=sink))
+  monkeypatch.setattr('sys.stdout', types.SimpleNamespace(buffer=sink, flush=lambda: None))
   status = cli.main(['stream', '--kbps', '1.5', '--chunk', '13', '--lookahead', '3', *args])
   return status, sink, seen
 
