@@ -21,7 +21,7 @@ def get_config():
   c.data.speed = 0.1
   c.data.equalise_db = 6.0
   c.train.batch_size = 4
-  c.train.steps = 16_000
+  c.train.steps = 14_000
   c.train.lr = 1e-3
   c.train.weight_decay = 0.01
   c.train.clip_norm = 1.0
