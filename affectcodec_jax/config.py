@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_flags
 
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import write_json
-from affectcodec_jax.emotion.teachers import EMOTION2VEC, KINDS
+from affectcodec_jax.emotion.teachers import EMOTION2VEC, KINDS, WHISPER, WHISPER_LAYER
 from affectcodec_jax.models.codec import bits_per_stage, hop_length
 
 # What a codec's run needs of its configuration; all of it is in configs/base.py.
@@ -28,6 +28,7 @@ CODEC_FIELDS = {
 
 # What training needs besides.
 TRAINING_FIELDS = {
+    'teacher': ('layer',),
     'loss': ('mel', 'waveform', 'adversarial', 'feature_matching', 'commitment', 'emotion', 'cycle',
              'multi_rate'),
     'data': ('source', 'path', 'tfds_name', 'tfds_dir', 'train_split', 'eval_split', 'num_clips',
@@ -139,10 +140,13 @@ def validate(config):
     raise UserError(f"model.backbone='{m.backbone}'; use dac or lite")
   if config.teacher.kind not in KINDS:
     raise UserError(f"teacher.kind='{config.teacher.kind}'; use one of {', '.join(KINDS)}")
-  width = EMOTION2VEC.get(config.teacher.kind, (config.teacher.dim,))[0]
+  width = (EMOTION2VEC | WHISPER).get(config.teacher.kind, (config.teacher.dim,))[0]
   if config.teacher.dim != width:
     raise UserError(f'teacher.dim={config.teacher.dim}, but features of '
                     f'{config.teacher.kind} are {width} wide')
+  if config.teacher.kind in WHISPER and not 1 <= config.teacher.layer <= WHISPER[config.teacher.kind][1]:
+    raise UserError(f'teacher.layer={config.teacher.layer}, but {config.teacher.kind} has blocks 1 to '
+                    f'{WHISPER[config.teacher.kind][1]}')
   if config.teacher.kind != 'compact' and not config.teacher.path:
     raise UserError(f'teacher.path is empty: {config.teacher.kind} is not in the package; convert its '
                     'checkpoint with python -m affectcodec_jax.emotion.convert')
@@ -192,4 +196,5 @@ def load_config(path):
     raise UserError(f'{path}: not a configuration ({e})') from e
   config = ConfigDict(plain if isinstance(plain, dict) else {})
   require(config, CODEC_FIELDS, path)
+  config.teacher.layer = config.teacher.get('layer', WHISPER_LAYER)  # older runs lack it
   return config
