@@ -30,7 +30,13 @@ def main(argv=None):
   parser.add_argument('--layer', type=int, help="blocks of Whisper's encoder to keep (default 3)")
   parser.add_argument('--float16', action='store_true', help='half the size; float32 otherwise')
   args = parser.parse_args(argv)
-  return run_command(lambda: _run(args))
+  return run_command(lambda: _run(args) if args.model == 'emotion2vec' else _whisper(args))
+
+
+def _whisper(args):
+  from affectcodec_jax.emotion.teachers import WHISPER_LAYER
+  from affectcodec_jax.emotion.whisper_files import convert
+  convert(args.checkpoint, args.output, WHISPER_LAYER if args.layer is None else args.layer, args.float16)
 
 
 def _run(args):
@@ -38,50 +44,27 @@ def _run(args):
 
   import numpy as np
 
-  from affectcodec_jax.inference import weights
-  if os.path.realpath(args.checkpoint) == os.path.realpath(args.output):
-    raise UserError(f'{args.output}: input and output are the same file')
-  convert = {'emotion2vec': _emotion2vec, 'whisper': _whisper}[args.model]
-  params, what, kind, flags = convert(args)
-  weights.save_params(args.output, params, np.float16 if args.float16 else np.float32)
-  print(f'{args.output}: {what}')
-  if kind:
-    print(f'use it with --config.teacher.kind={kind} {flags} --config.teacher.path={args.output}')
-  else:
-    print('no teacher.kind is of this size')
-
-
-def _emotion2vec(args):
-  """Parameters, what they are, the `teacher.kind` that reads them or None, further flags for it."""
   from affectcodec_jax.emotion.teachers import EMOTION2VEC
   from affectcodec_jax.emotion.torch_checkpoint import read_checkpoint
+  from affectcodec_jax.inference import weights
   if args.layer is not None:
     raise UserError('--layer is for whisper: of emotion2vec all blocks are used')
+  if os.path.realpath(args.checkpoint) == os.path.realpath(args.output):
+    raise UserError(f'{args.output}: input and output are the same file')
   state, left_out = find_state(read_checkpoint(args.checkpoint), args.checkpoint)
   params, heads = convert_state(state, args.checkpoint)
+  weights.save_params(args.output, params, np.float16 if args.float16 else np.float32)
   dim = len(params['project']['bias'])
   kind = next((k for k, v in EMOTION2VEC.items() if v == (dim, heads)), None)
-  what = (f'{kind or "emotion2vec of another size"}, {dim} wide, {heads} heads, '
-          f'{sum(v.size for v in state.values()) / 1e6:.1f} M parameters'
-          + (', with the head of 9 classes' if 'head' in params else '')
-          + f'\nleft out: {", ".join(left_out) or "nothing"}')
-  return params, what, kind, f'--config.teacher.dim={dim}'
-
-
-def _whisper(args):
-  """The same of Whisper."""
-  from flax import traverse_util
-
-  from affectcodec_jax.emotion.teachers import WHISPER, WHISPER_LAYER
-  from affectcodec_jax.emotion.whisper_files import convert_tensors, read_tensors
-  layer = WHISPER_LAYER if args.layer is None else args.layer
-  params, blocks = convert_tensors(read_tensors(args.checkpoint), layer, args.checkpoint)
-  dim = len(params['conv1']['bias'])
-  kind = next((k for k, v in WHISPER.items() if v == (dim, blocks)), None)
-  size = sum(v.size for v in traverse_util.flatten_dict(params).values())
-  what = (f'{kind or "Whisper of another size"}, {dim} wide, {layer} of {blocks} blocks, '
-          f'{size / 1e6:.1f} M parameters')
-  return params, what, kind, f'--config.teacher.dim={dim} --config.teacher.layer={layer}'
+  print(f'{args.output}: {kind or "emotion2vec of another size"}, {dim} wide, {heads} heads, '
+        f'{sum(v.size for v in state.values()) / 1e6:.1f} M parameters'
+        + (', with the head of 9 classes' if 'head' in params else ''))
+  print(f'left out: {", ".join(left_out) or "nothing"}')
+  if kind:
+    print(f'use it with --config.teacher.kind={kind} --config.teacher.dim={dim} '
+          f'--config.teacher.path={args.output}')
+  else:
+    print('no teacher.kind is of this size')
 
 
 def find_state(checkpoint, name='checkpoint'):

@@ -15,7 +15,7 @@ from affectcodec_jax.emotion.whisper import Whisper
 
 EMOTION2VEC = {'emotion2vec_base': (768, 12), 'emotion2vec_plus_large': (1024, 16)}  # width, heads
 WHISPER = {'whisper_tiny': (384, 4), 'whisper_base': (512, 6)}  # width, blocks of the whole encoder
-WHISPER_LAYER = 3  # base's best, see docs/emotion.md
+WHISPER_LAYER = 3  # of base's 6: docs/emotion.md has how well emotion is read there
 KINDS = ('compact', *EMOTION2VEC, *WHISPER)
 
 
@@ -24,9 +24,10 @@ def make_teacher(config):
   if config.teacher.kind == 'compact':
     return Teacher(config.teacher.dim)
   if config.teacher.kind in WHISPER:
+    remat = config.train.get('remat', False)  # configurations of students lack it
     return Whisper(WHISPER[config.teacher.kind][0], config.teacher.layer,
-                   dtype=jnp.dtype(config.model.compute_dtype), remat=True)
-  # Blocks are recomputed in the backward pass: the cycle loss differentiates through all of them.
+                   dtype=jnp.dtype(config.model.compute_dtype), remat=remat)
+  # Its blocks are recomputed in the backward pass: the cycle loss differentiates through all of them.
   return Emotion2Vec(*EMOTION2VEC[config.teacher.kind], dtype=jnp.dtype(config.model.compute_dtype),
                      remat=True)
 

@@ -1,12 +1,17 @@
 """Parameters of `whisper.Whisper` from published files: of OpenAI, transformers or CTranslate2."""
 
 import itertools
+import os
 
+from flax import traverse_util
 import numpy as np
+import safetensors
 
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion import ctranslate2_file, torch_checkpoint
+from affectcodec_jax.emotion.teachers import WHISPER
 from affectcodec_jax.emotion.whisper import MELS, POSITIONS
+from affectcodec_jax.inference import weights
 
 # Names in each kind of file. Queries, keys and values are three matrices, or one above the other.
 _OPENAI = {
@@ -28,13 +33,40 @@ _PREFIXES = ('model.encoder.', 'encoder.', 'encoder/', '')
 _MAX_WIDTH = 2048  # the largest that is published is 1280 wide
 
 
+def convert(path, output, layer, float16=False):
+  """Writes the encoder of a published Whisper, up to a block, as a file for `teacher.path`.
+
+  Args:
+    path: a file that `read_tensors` reads.
+    output: path to write, .safetensors.
+    layer: blocks to keep, for `teacher.layer`.
+    float16: half the size; float32 otherwise.
+
+  Raises:
+    UserError: not a whole Whisper, or a place that cannot be written.
+  """
+  if os.path.realpath(path) == os.path.realpath(output):
+    raise UserError(f'{output}: input and output are the same file')
+  params, blocks = convert_tensors(read_tensors(path), layer, path)
+  weights.save_params(output, params, np.float16 if float16 else np.float32)
+  dim = len(params['conv1']['bias'])
+  kind = next((k for k, v in WHISPER.items() if v == (dim, blocks)), None)
+  size = sum(v.size for v in traverse_util.flatten_dict(params).values())
+  print(f'{output}: {kind or "Whisper of another size"}, {dim} wide, {layer} of {blocks} blocks, '
+        f'{size / 1e6:.1f} M parameters')
+  if kind:
+    print(f'use it with --config.teacher.kind={kind} --config.teacher.dim={dim} '
+          f'--config.teacher.layer={layer} --config.teacher.path={output}')
+  else:
+    print('no teacher.kind is of this size')
+
+
 def read_tensors(path):
   """Tensors `{name: array}` of a PyTorch checkpoint, a safetensors file or a CTranslate2 model.
 
   Raises:
     UserError: none of these, or damaged.
   """
-  import safetensors
   try:
     with open(path, 'rb') as f:
       start = f.read(16)
