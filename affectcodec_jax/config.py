@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from affectcodec_jax.common.constants import HOP_LENGTH, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath, write_json
-from affectcodec_jax.emotion.teachers import EMOTION2VEC, KINDS
+from affectcodec_jax.emotion.teachers import EMOTION2VEC, KINDS, WHISPER, WHISPER_LAYER
 from affectcodec_jax.models.codec import bits_per_stage
 
 # What a codec's run needs of its configuration; all of it is in configs/base.py.
@@ -32,6 +32,7 @@ CODEC_FIELDS = {
 
 # What training needs besides.
 TRAINING_FIELDS = {
+    'teacher': ('layer',),
     'loss': ('mel', 'mel_floor', 'waveform', 'adversarial', 'feature_matching', 'commitment', 'emotion',
              'cycle', 'multi_rate', 'pitch', 'voicing'),
     'data': ('source', 'path', 'tfds_name', 'tfds_dir', 'train_split', 'eval_split', 'num_clips',
@@ -174,10 +175,14 @@ def check_model(config: ConfigDict) -> None:
     raise UserError(f"model.backbone='{m.backbone}'; use dac or lite")
   if config.teacher.kind not in KINDS:
     raise UserError(f"teacher.kind='{config.teacher.kind}'; use one of {', '.join(KINDS)}")
-  width = EMOTION2VEC.get(config.teacher.kind, (config.teacher.dim,))[0]
+  width = (EMOTION2VEC | WHISPER).get(config.teacher.kind, (config.teacher.dim,))[0]
   if config.teacher.dim != width:
     raise UserError(f'teacher.dim={config.teacher.dim}, but features of '
                     f'{config.teacher.kind} are {width} wide')
+  layer = config.teacher.get('layer', WHISPER_LAYER)  # older runs lack it
+  if config.teacher.kind in WHISPER and not 1 <= layer <= WHISPER[config.teacher.kind][1]:
+    raise UserError(f'teacher.layer={layer}, but {config.teacher.kind} has blocks 1 to '
+                    f'{WHISPER[config.teacher.kind][1]}')
   if m.compute_dtype not in ('float32', 'bfloat16'):
     raise UserError(f"model.compute_dtype='{m.compute_dtype}'; use float32 or bfloat16")
   if bits_per_stage(m) > 16 or not 1 <= m.num_stages <= 255:
@@ -210,6 +215,7 @@ def load_config(path: AnyPath) -> ConfigDict:
   plain = schemas.read(path, schemas.Config, advice)
   config = ConfigDict(plain)
   require(config, CODEC_FIELDS, path)
+  config.teacher.layer = config.teacher.get('layer', WHISPER_LAYER)  # older runs lack it
   try:
     check_model(config)
   except UserError as e:

@@ -92,6 +92,11 @@ def stft(audio, window, hop, normalized=False):
   pad = [(0, 0)] * (audio.ndim - 1) + [(before, after)]
   frames = frame(jnp.pad(audio, pad, mode=mode), window, hop)  # [..., frames, window]
   scale = 1 / np.sqrt((_hann(window) ** 2).sum()) if normalized else 1.0
+  return spectrum(frames, scale)
+
+
+def spectrum(frames, scale=1.0):
+  """Real and imaginary part of the Hann-windowed transform of `[..., window]`, by what is quicker here."""
   return (dft_by_matmul if _by_matmul() else dft_by_fft)(frames, scale)
 
 

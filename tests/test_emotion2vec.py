@@ -163,10 +163,10 @@ def whole(key, array):
   return tensor(key, KINDS[array.dtype], array.size, array.shape, stride)
 
 
-def write_checkpoint(path, state, more=b''):
-  """{'model': state} as PyTorch writes it; `more` pushes further keys and values."""
+def write_checkpoint(path, state, more=b'', key='model'):
+  """{key: state} as PyTorch writes it; `more` pushes further keys and values."""
   items = b''.join(dumped(k) + whole(str(i), v) for i, (k, v) in enumerate(state.items()))
-  data = b'\x80\x02}(' + dumped('model') + b'ccollections\nOrderedDict\n)R(' + items + b'u' + more + b'u.'
+  data = b'\x80\x02}(' + dumped(key) + b'ccollections\nOrderedDict\n)R(' + items + b'u' + more + b'u.'
   with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('archive/data.pkl', data)
     for i, v in enumerate(state.values()):

@@ -12,9 +12,10 @@ def _distil_options(p):
 
 
 def _convert_options(p):
-  p.add_argument('model', choices=['emotion2vec'])
-  p.add_argument('checkpoint', metavar='CKPT', help='PyTorch checkpoint')
+  p.add_argument('model', choices=['emotion2vec', 'whisper'])
+  p.add_argument('checkpoint', metavar='CKPT', help='the published file')
   p.add_argument('output', metavar='OUT', help='.safetensors, for teacher.path')
+  p.add_argument('--layer', type=int, help="blocks of Whisper's encoder to keep (default 3)")
   p.add_argument('--float16', action='store_true', help='half the size; float32 otherwise')
 
 
@@ -40,8 +41,16 @@ def _distil(words):
 
 
 def _convert(args):
-  from affectcodec_jax.emotion import convert
-  convert.convert(args.checkpoint, args.output, args.float16)
+  from affectcodec_jax.common.errors import UserError
+  from affectcodec_jax.emotion import convert, whisper_files
+  from affectcodec_jax.emotion.teachers import WHISPER_LAYER
+  if args.model == 'whisper':
+    layer = WHISPER_LAYER if args.layer is None else args.layer
+    whisper_files.convert(args.checkpoint, args.output, layer, args.float16)
+  elif args.layer is not None:
+    raise UserError('--layer is for whisper: of emotion2vec all blocks are used')
+  else:
+    convert.convert(args.checkpoint, args.output, args.float16)
 
 
 def _judge(args):
@@ -67,10 +76,11 @@ It guesses the features of any teacher (teacher.kind, teacher.path). Writes WORK
 be named in teacher.student of a codec's configuration, WORKDIR/metrics.jsonl and WORKDIR/results.json.""",
         takes_config=True),
     'teacher convert': Command(
-        "emotion2vec's published PyTorch checkpoint to a teacher",
+        'published weights of emotion2vec or Whisper to a teacher',
         'teacher convert emotion2vec emotion2vec_base.pt e2v.safetensors', _convert_options, _convert, """\
-CKPT is of base, or of one of the plus models (seed, base, large). It is read without PyTorch and without
-running what it contains. OUT is for teacher.path."""),
+CKPT is a PyTorch checkpoint of emotion2vec (base, or one of the plus models), or Whisper, tiny or base:
+OpenAI's PyTorch file, a PyTorch or safetensors file of transformers, or model.bin of CTranslate2. All are
+read without PyTorch and without running what they contain. OUT is for teacher.path."""),
     'teacher judge': Command(
         'fits and scores the emotion classifiers that are independent of the teacher',
         'teacher judge --data SPEECH/manifest.jsonl --out runs/judges', _judge_options, _judge, """\

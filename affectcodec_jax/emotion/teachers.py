@@ -11,16 +11,23 @@ import jax.numpy as jnp
 from affectcodec_jax.emotion.compact import Student, Teacher
 from affectcodec_jax.emotion.compact import context as speechnet_context
 from affectcodec_jax.emotion.emotion2vec import Emotion2Vec
+from affectcodec_jax.emotion.whisper import Whisper
 
 EMOTION2VEC = {'emotion2vec_base': (768, 12), 'emotion2vec_plus_large': (1024, 16)}  # width, heads
-KINDS = ('compact', *EMOTION2VEC)
+WHISPER = {'whisper_tiny': (384, 4), 'whisper_base': (512, 6)}  # width, blocks of the whole encoder
+WHISPER_LAYER = 3  # of base's 6: docs/emotion.md has how well emotion is read there
+KINDS = ('compact', *EMOTION2VEC, *WHISPER)
 
 
 def make_teacher(config):
   """The network of `teacher.kind`, with a method `features(audio, mask)`."""
   if config.teacher.kind == 'compact':
     return Teacher(config.teacher.dim)
-  # Blocks are recomputed in the backward pass: the cycle loss differentiates through all of them.
+  if config.teacher.kind in WHISPER:
+    remat = config.train.get('remat', False)  # configurations of students lack it
+    return Whisper(WHISPER[config.teacher.kind][0], config.teacher.layer,
+                   dtype=jnp.dtype(config.model.compute_dtype), remat=remat)
+  # Its blocks are recomputed in the backward pass: the cycle loss differentiates through all of them.
   return Emotion2Vec(*EMOTION2VEC[config.teacher.kind], dtype=jnp.dtype(config.model.compute_dtype),
                      remat=True)
 
@@ -64,7 +71,7 @@ def emotion_context(config, frozen):
     config: the configuration.
     frozen: parameters of the network that the encoder reads (a student's sizes are read off them).
   """
-  if 'student' not in frozen and config.teacher.kind in EMOTION2VEC:
+  if 'student' not in frozen and config.teacher.kind != 'compact':
     return None  # attention over all frames
   network = make_student(frozen['student']) if 'student' in frozen else make_teacher(config)
   return speechnet_context(network.depth) + config.model.adapter_layers * (config.model.adapter_kernel // 2)
