@@ -393,4 +393,4 @@ def test_help_needs_no_heavy_imports():
           'try: cli.main(["teacher", "convert", "--help"])\n'
           'except SystemExit: assert not {"jax", "numpy", "torch"} & set(sys.modules)')
   out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
-  assert '{emotion2vec} CKPT OUT' in ' '.join(out.split())
+  assert '{emotion2vec,whisper} CKPT OUT' in ' '.join(out.split())
