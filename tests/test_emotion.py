@@ -1,9 +1,12 @@
 """Teacher, student, judges, augmentation, and the figures made of judgements."""
 
+import io
+import itertools
 import json
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 import soundfile
@@ -21,24 +24,24 @@ from affectcodec_jax.emotion.compact import Student, Teacher
 from affectcodec_jax.evaluation import ablate
 from affectcodec_jax.inference import weights
 from affectcodec_jax.models.params import load_params
+from affectcodec_jax.training.fit import fit
 from tests.conftest import tiny
 
-STUDENT_FLAGS = ['--config', 'configs/student.py', '--config.data.num_clips=24', '--config.train.steps=3',
-                 '--config.train.batch_size=4', '--config.data.crop_seconds=0.4',
-                 '--config.student.width=8', '--config.student.depth=1']
+STUDENT_FLAGS = ['--config', 'configs/student.py', '--config.data.num_clips=24', '--config.train.steps=40',
+                 '--config.train.batch_size=4', '--config.data.crop_seconds=0.4', '--config.train.lr=0.02',
+                 '--config.train.log_every=10', '--config.student.width=8', '--config.student.depth=1']
 
 
 @pytest.mark.parametrize('network', [Teacher(16, depth=3), Student(16, 8, 3)])
 def test_padding_does_not_leak(network):
-  """10 frames alone and followed by 15 of noise: frames out of reach of the last window are equal.
+  """10 frames alone, and followed by 2 of silence and 13 of noise that the mask leaves out: the same.
 
-  The STFT of the last two frames sees the padded samples; the convolutions must not carry that further
-  than they reach, so the tolerance is float32's for a different batch, and the two frames are left out
-  by putting silence there.
+  A window reaches a frame further, so what it sees there is silence in both, as at the end of the clip,
+  which is padded by its reflection. The tolerance is that of float32 in another order.
   """
-  audio = 0.1 * jax.random.normal(jax.random.key(0), (1, 3200))
-  audio = audio.at[:, -1280:].set(0.0)  # so that what the last windows see is the same in both
-  longer = jnp.pad(audio, ((0, 0), (0, 4800)))
+  audio, noise = (0.1 * jax.random.normal(jax.random.key(i), (1, n)) for i, n in enumerate((3200, 4160)))
+  audio = audio.at[:, -1280:].set(0.0)
+  longer = jnp.concatenate([audio, jnp.zeros((1, 640)), noise], axis=1)
   mask = jnp.arange(25)[None] < 10
   method = 'features' if isinstance(network, Teacher) else '__call__'
   params = network.init(jax.random.key(1), audio, method=method)
@@ -46,7 +49,7 @@ def test_padding_does_not_leak(network):
   padded = network.apply(params, longer, mask, method=method)
   np.testing.assert_allclose(padded[:, :10], alone, atol=1e-4)
   unmasked = network.apply(params, longer, method=method)
-  assert np.abs(np.asarray(unmasked[:, :10] - alone)).max() > 1e-3  # the mask is what does it
+  assert np.abs(np.asarray(unmasked[:, :10] - alone)).max() > 0.1  # the mask is what does it
 
 
 def test_teacher_pools_only_what_is_there():
@@ -56,33 +59,59 @@ def test_teacher_pools_only_what_is_there():
   mask = jnp.arange(10)[None] < 6
   part = model.apply(params, features[:, :6], method='logits')
   np.testing.assert_allclose(model.apply(params, features, mask, method='logits'), part, atol=1e-5)
+  assert np.abs(np.asarray(model.apply(params, features, method='logits') - part)).max() > 1e-2
 
 
-def test_packaged_networks_know_their_corpora_better_than_chance():
-  """On synthetic voices that they never heard one can ask little: finite, and not one answer for all."""
-  network = judges.network_judge()
+def test_packaged_networks_answer_by_the_clip_and_not_alike():
+  """Of voices made by rule, which they take for neutral as often as not, one can ask no more:
+  probabilities, several answers, the same at any level, and a judge that is not the teacher again."""
   source = SyntheticSource(32, seed=0)
-  guesses = np.stack([network(source[i]['audio']) for i in range(16)])
-  np.testing.assert_allclose(guesses.sum(axis=1), 1, atol=1e-5)
-  assert len(set(guesses.argmax(axis=1))) > 1
+  clips = [source[i]['audio'] for i in range(16)]
+  answers = []
+  for network in (judges.network_judge(), judges.packaged_teacher()):
+    probabilities = np.stack([network(clip) for clip in clips])
+    assert probabilities.shape == (16, len(EMOTIONS)) and (probabilities >= 0).all()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(network(0.1 * clips[1]), probabilities[1], atol=1e-3)
+    answers.append(probabilities.argmax(axis=1))
+  assert min(len(set(a)) for a in answers) > 1 and (answers[0] != answers[1]).any()
 
 
-def test_augmentation_keeps_shape_and_speaks():
+def test_packaged_machine_knows_its_corpora_better_than_chance():
+  """On its 413 validation clips, of speakers it was not fitted to: 0.56 at a chance of 0.125.
+
+  0.45 allows for another version of scikit-learn; the standard error is about 0.03.
+  """
+  pytest.importorskip('sklearn')
+  with np.load(packaged.FOLDER / 'egemaps.npz') as kept:
+    features, labels = kept['valid'], kept['valid_labels']
+  probabilities = judges.svm_posteriors()(features)
+  np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+  assert set(labels) == set(range(len(EMOTIONS)))
+  assert judges.unweighted_accuracy(labels, probabilities.argmax(axis=1)) > 0.45
+
+
+def test_augmentation_keeps_shape_and_loudness_and_follows_its_key():
   audio = np.stack([SyntheticSource(4, seed=0)[i]['audio'][:17600] for i in range(4)])
   out = jax.jit(lambda a, r: augment.augment(a, r, 16000))(audio, jax.random.key(0))
   assert out.shape == (4, 16000) and np.isfinite(np.asarray(out)).all()
   again = augment.augment(audio, jax.random.key(0), 16000)
   np.testing.assert_allclose(out, again, atol=1e-4)  # the same key: the same distortion
+  other = np.asarray(augment.augment(audio, jax.random.key(1), 16000))
+  assert (np.abs(other - out).max(axis=1) > 0.01).all()  # another: another, of every clip
   loudness = np.sqrt(np.mean(np.asarray(out) ** 2, axis=1) / np.mean(audio ** 2, axis=1))
   assert ((loudness > 0.3) & (loudness < 3.0)).all()
 
 
-def test_speed_moves_pitch_by_the_factor():
-  """A 200 Hz tone comes out between 182 and 220 Hz, and not always at the same."""
+def test_speed_moves_pitch_and_tempo_by_one_factor():
+  """A tone of 200 Hz with a click in it: between 182 and 220 Hz, the click as much earlier as the tone is
+  higher, and not always the same; 1 % for bins of 1 Hz, which are half of that."""
   tone = np.tile(np.sin(2 * np.pi * 200 * np.arange(17600) / 16000), (8, 1)).astype(np.float32)
+  tone[:, 8000] = 10
   out = np.asarray(augment.change_speed(tone, jax.random.key(0), 16000))
   peaks = np.abs(np.fft.rfft(out * np.hanning(16000))).argmax(axis=1)  # bins of 1 Hz
   assert peaks.min() >= 181 and peaks.max() <= 220 and len(set(peaks)) > 3
+  np.testing.assert_allclose(peaks / 200, 8000 / out.argmax(axis=1), rtol=0.01)
 
 
 def test_band_limit_takes_from_the_top():
@@ -111,9 +140,35 @@ def test_svm_judge_learns_and_is_kept_as_numbers(tmp_path):
   svm = judges.fit_svm(features[:60], labels[:60], features[60:], labels[60:])
   probabilities = svm(features[60:])
   assert probabilities.shape == (30, len(EMOTIONS)) and (probabilities[:, 3:] == 0).all()
+  np.testing.assert_allclose(probabilities.sum(axis=1), 1)
   assert (probabilities.argmax(axis=1) == labels[60:]).mean() > 0.9  # 4 sigma apart
   with pytest.raises(UserError, match='affectcodec_jax teacher judge'):
     judges.svm_posteriors(tmp_path)
+  kept = {'train': features[:60], 'train_labels': labels[:60], 'valid': features[60:],
+          'valid_labels': labels[60:]}
+  np.savez(tmp_path / 'egemaps.npz', **kept)
+  np.testing.assert_array_equal(judges.svm_posteriors(tmp_path)(features[60:]), probabilities)
+  np.savez(tmp_path / 'egemaps.npz', **kept | {'train': np.array([{}], object)})  # a pickle: not read
+  with pytest.raises(UserError, match='cannot be read'):
+    judges.svm_posteriors(tmp_path)
+
+
+def test_fit_finds_the_minimum_and_says_when_there_is_none():
+  """A parabola, from 5 away, by 300 steps of 0.1; a loss that is not a number ends it."""
+  t = ConfigDict({'steps': 300, 'lr': 0.1, 'weight_decay': 0.0, 'ema_decay': 0.9, 'log_every': 100})
+  goal, log = np.array([3.0, -4.0]), io.StringIO()
+
+  def loss(params, batch, rng):
+    return jnp.sum((params['x'] - batch['goal']) ** 2)
+
+  batches = itertools.repeat({'goal': goal})
+  params = fit(loss, {'x': jnp.zeros(2)}, batches, t, jax.random.key(0), log)
+  np.testing.assert_allclose(params['x'], goal, atol=0.01)
+  lines = [json.loads(line) for line in log.getvalue().splitlines()]
+  assert [line['step'] for line in lines] == [100, 200, 300]
+  assert 25 > lines[0]['loss'] > lines[1]['loss'] >= lines[2]['loss'] == pytest.approx(0, abs=1e-3)
+  with pytest.raises(UserError, match='by step 100; lower train.lr'):
+    fit(loss, {'x': jnp.full(2, np.nan)}, batches, t, jax.random.key(0), log)
 
 
 def test_teacher_trains_and_reports(tmp_path, capsys):
@@ -123,17 +178,27 @@ def test_teacher_trains_and_reports(tmp_path, capsys):
           '--config.teacher.dim=16']
   assert cli.main(args) == 0
   results = json.loads((tmp_path / 'results.json').read_text())
-  assert 0 <= results['valid']['accuracy'] <= 1 and results['valid']['clips'] == 32
+  valid, confusion = results['valid'], np.array(results['valid']['confusion'])
+  assert valid['clips'] == 32 and (confusion.sum(axis=1) == 4).all()  # four clips of each emotion
+  assert valid['accuracy'] == pytest.approx(np.diag(confusion).sum() / 32) and 0 <= valid['degraded'] <= 1
   params = load_params(tmp_path / 'teacher.safetensors')
+  assert results['parameters'] == sum(x.size for x in jax.tree.leaves(params))
   assert params['head']['bias'].shape == (len(EMOTIONS),)
-  assert 'unweighted accuracy on valid' in capsys.readouterr().out
+  for bias in (params['head']['bias'], params['net']['Conv_0']['bias']):
+    assert (bias != 0).any()  # where it began
+  assert json.loads((tmp_path / 'metrics.jsonl').read_text().splitlines()[-1])['step'] == 3
+  assert f'unweighted accuracy on valid: {valid["accuracy"]:.3f} over 32' in capsys.readouterr().out
 
 
 def test_student_is_distilled_and_stands_in_for_the_teacher(tmp_path, capsys):
-  """The codec trains on the student's guesses, and encodes in a folder without the teacher."""
+  """It comes nearer to the teacher; the codec trains with it, and encodes by it in a folder without one."""
   assert cli.main(['teacher', 'distil', *STUDENT_FLAGS, '--workdir', str(tmp_path / 's')]) == 0
   results = json.loads((tmp_path / 's' / 'results.json').read_text())
-  assert results['parameters'] < results['teacher_parameters'] and results['explained'] < 1
+  assert results['parameters'] < results['teacher_parameters']
+  log = (tmp_path / 's' / 'metrics.jsonl').read_text()
+  losses = [json.loads(line)['loss'] for line in log.splitlines()]
+  assert len(losses) == 4 and losses[-1] < 1 < losses[0]  # 1 is that of a constant, the features' mean
+  assert 0 < results['explained'] < results['cosine'] < 1
   from configs.base import get_config
   config = tiny(get_config())
   config.train.steps = 1
@@ -143,7 +208,12 @@ def test_student_is_distilled_and_stands_in_for_the_teacher(tmp_path, capsys):
   codec = load(tmp_path / 'run')
   assert list(codec.frozen) == ['student']
   audio = SyntheticSource(2, seed=0)[0]['audio'][:8000]
-  assert codec.decode(codec.encode(audio, 16000)).shape == (8000,)
+  tokens = codec.encode(audio, 16000)
+  assert codec.decode(tokens).shape == (8000,)
+  given = load_params(config.teacher.student)
+  jax.tree.map(np.testing.assert_array_equal, given, load_params(tmp_path / 'run' / 'student.safetensors'))
+  codec.frozen = jax.tree.map(np.zeros_like, codec.frozen)
+  assert (codec.encode(audio, 16000).codes != tokens.codes).any()  # the encoder reads it
   with pytest.raises(UserError, match='not a student'):
     weights.load_student(config, packaged.TEACHER)
 
@@ -178,6 +248,9 @@ def test_ablation_trains_scores_and_continues(tmp_path, monkeypatch, capsys):
   assert cli.main(args) == 0
   assert '| 6 | bd_rfsq |' in (tmp_path / 'out' / 'table.md').read_text()
   capsys.readouterr()
+  made = {p: p.stat().st_mtime_ns for p in (tmp_path / 'out' / 'bd_rfsq' / '0').rglob('*') if p.is_file()}
+  assert json.loads((tmp_path / 'out' / 'bd_rfsq' / '0' / 'test' / 'results.json').read_text())['step'] == 2
   assert cli.main(args) == 0
+  assert made == {p: p.stat().st_mtime_ns for p in made}
   assert 'bd_rfsq, seed 0: done' in capsys.readouterr().out
   assert cli.main([*args[:-1], '0']) == 2
