@@ -114,3 +114,32 @@ def run_until(config, workdir, step, **options):
     train.train(config.copy_and_resolve_references(), workdir, **options)
   finally:
     train._catch_signals = original
+
+
+def check_gradient_by_audio(features, params, audio, mask, weight, step):
+  """A teacher's gradient: alive in valid samples, zero in padding, right along itself; the same with remat.
+
+  Args:
+    features: a function of (params, audio, mask, remat=…) to features.
+    params: its parameters.
+    audio: `[2, samples]`, of which the second has padding from frame 3 on.
+    mask: its frames, bool `[2, frames]`.
+    weight: of each feature in the sum that is differentiated.
+    step: the largest change of a sample in the check along the direction.
+
+  Returns:
+    the compiled function of audio to (sum, gradient).
+  """
+  plain, remat = (jax.jit(jax.value_and_grad(
+      lambda x, r=r: jax.numpy.sum(features(params, x, mask, remat=r) * weight))) for r in (False, True))
+  value, gradient = map(np.asarray, plain(audio))
+  assert np.isfinite(gradient).all()
+  assert (gradient[0] != 0).all() and (gradient[1, :3 * 320] != 0).all()
+  assert (gradient[1, 3 * 320:] == 0).all()
+  step = step * gradient / np.abs(gradient).max()
+  difference = float(plain(audio + step)[0]) - float(plain(audio - step)[0])
+  np.testing.assert_allclose(difference, 2 * np.sum(gradient * step), rtol=0.02)  # third order, rounding
+  again, same = remat(audio)
+  np.testing.assert_allclose(value, again, rtol=1e-5)
+  np.testing.assert_allclose(gradient, same, atol=1e-5 * np.abs(gradient).max())
+  return plain

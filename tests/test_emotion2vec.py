@@ -19,6 +19,7 @@ from affectcodec_jax import __main__ as cli
 from affectcodec_jax.emotion.emotion2vec import CONVS, Emotion2Vec, alibi_slopes, normalise
 from affectcodec_jax.emotion.torch_checkpoint import read_checkpoint
 from affectcodec_jax.models.params import load_params
+from tests.conftest import check_gradient_by_audio
 
 DIM, HEADS = 48, 3  # three heads: no power of two
 AUDIO = 'modality_encoders.AUDIO.'
@@ -95,18 +96,7 @@ def test_gradient_by_the_audio(params):
   mask = np.arange(5)[None] < np.array([[5], [3]])
   audio = speech(2, 5)
   weight = np.random.default_rng(3).normal(size=(2, 5, DIM)) * mask[..., None]
-  plain, remat = (jax.jit(jax.value_and_grad(
-      lambda x, r=r: jnp.sum(features(params, x, mask, remat=r) * weight))) for r in (False, True))
-  value, gradient = map(np.asarray, plain(audio))
-  assert np.isfinite(gradient).all()
-  assert (gradient[0] != 0).all() and (gradient[1, :3 * 320] != 0).all()
-  assert (gradient[1, 3 * 320:] == 0).all()
-  step = 1e-3 * gradient / np.abs(gradient).max()
-  difference = float(plain(audio + step)[0]) - float(plain(audio - step)[0])
-  np.testing.assert_allclose(difference, 2 * np.sum(gradient * step), rtol=0.02)  # third order, rounding
-  again, same = remat(audio)
-  np.testing.assert_allclose(value, again, rtol=1e-5)
-  np.testing.assert_allclose(gradient, same, atol=1e-5 * np.abs(gradient).max())
+  check_gradient_by_audio(features, params, audio, mask, weight, step=1e-3)
   shapes = [jax.tree.map(jnp.shape, jax.eval_shape(small(remat=r).init, jax.random.key(0), audio))
             for r in (False, True)]
   assert shapes[0] == shapes[1]  # one set of weights for both

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from affectcodec_jax.common.constants import HIGHEST_PITCH, HOP_LENGTH, LOWEST_PITCH, SAMPLE_RATE
 from affectcodec_jax.models import source_filter as sf
 
 
@@ -15,13 +16,13 @@ def _increments(batch=2, frames=40, seed=0):
 
 def test_increments_are_pitch_on_a_grid():
   f0, increments = _increments()
-  cents = 1200 * np.log2(increments / 2 ** 32 * sf.SAMPLE_RATE / f0)
+  cents = 1200 * np.log2(increments / 2 ** 32 * SAMPLE_RATE / f0)
   assert np.abs(cents).max() < 0.6  # half a step of 1200 / 1024, and float32
 
 
 def test_increments_stay_within_the_range():
-  low, high = np.asarray(sf.increments(jnp.asarray([-5.0, 500.0]))) / 2 ** 32 * sf.SAMPLE_RATE
-  np.testing.assert_allclose([low, high], [sf.LOWEST, sf.HIGHEST], rtol=1e-3)
+  low, high = np.asarray(sf.increments(jnp.asarray([-5.0, 500.0]))) / 2 ** 32 * SAMPLE_RATE
+  np.testing.assert_allclose([low, high], [LOWEST_PITCH, HIGHEST_PITCH], rtol=1e-3)
 
 
 def test_phase_is_the_sum_of_its_increments():
@@ -29,13 +30,13 @@ def test_phase_is_the_sum_of_its_increments():
   phase, rate = map(np.asarray, sf.phases(sf.beginning(increments)))
   expected = np.cumsum(np.pad(rate.astype(np.int64), ((0, 0), (1, 0))), axis=1)[:, :-1]
   np.testing.assert_array_equal(phase, sf.wrap(expected))  # integers: exactly
-  assert phase.shape == (2, 40 * sf.HOP)
+  assert phase.shape == (2, 40 * HOP_LENGTH)
   for b in range(2):
-    np.testing.assert_array_equal(sf.phases_of_frames(increments[b])[:-1], phase[b, ::sf.HOP])
+    np.testing.assert_array_equal(sf.phases_of_frames(increments[b])[:-1], phase[b, ::HOP_LENGTH])
     # In the middle of a frame it moves as the frame says; in between monotonously from one to the next.
-    np.testing.assert_array_equal(rate[b, sf.HOP // 2::sf.HOP], increments[b])
+    np.testing.assert_array_equal(rate[b, HOP_LENGTH // 2::HOP_LENGTH], increments[b])
   flat = np.sort(np.stack([increments[:, :-1], increments[:, 1:]]), axis=0)
-  between = rate[:, sf.HOP // 2:-sf.HOP // 2].reshape(2, 39, sf.HOP)
+  between = rate[:, HOP_LENGTH // 2:-HOP_LENGTH // 2].reshape(2, 39, HOP_LENGTH)
   assert (between >= flat[0][..., None]).all() and (between <= flat[1][..., None]).all()
 
 
@@ -78,11 +79,12 @@ def test_source_does_not_depend_on_how_a_recording_is_cut():
   whole = sf.beginning(increments)
   phase, _ = sf.phases(whole)
   frames = sf.phases_of_frames(increments[0])
-  piece = sf.Source(increments[:, 9:21], np.array([3], np.int32), frames[12][None], sf.wrap([12 * sf.HOP]))
+  piece = sf.Source(increments[:, 9:21], np.array([3], np.int32), frames[12][None],
+                    sf.wrap([12 * HOP_LENGTH]))
   got, _ = sf.phases(piece)
   # But for the half frames at the ends, where the piece does not know how pitch goes on.
-  inner = slice(sf.HOP // 2, -sf.HOP // 2)
-  np.testing.assert_array_equal(got[0, inner], phase[0, 9 * sf.HOP:21 * sf.HOP][inner])
+  inner = slice(HOP_LENGTH // 2, -HOP_LENGTH // 2)
+  np.testing.assert_array_equal(got[0, inner], phase[0, 9 * HOP_LENGTH:21 * HOP_LENGTH][inner])
 
 
 def test_pitch_of_logits():
@@ -104,7 +106,7 @@ def test_filters_shape_the_source():
   source = sf.beginning(increments)
   audio = np.asarray(sf.render(controls, source))[0]
   pulses = np.asarray(sf.pulse_train(*sf.phases(source)))[0]
-  inner = slice(2 * sf.HOP, -2 * sf.HOP)
+  inner = slice(2 * HOP_LENGTH, -2 * HOP_LENGTH)
   # A delay within a window moves its content against the window: right up to its slope, 5 of 640.
   np.testing.assert_allclose(audio[inner], 0.3 * np.roll(pulses, delay)[inner],
                              atol=0.03 * np.abs(pulses).max())

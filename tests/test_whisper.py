@@ -20,6 +20,7 @@ from affectcodec_jax.emotion.whisper import Whisper, log_mel, sinusoids
 from affectcodec_jax.inference import weights
 from affectcodec_jax.models.params import load_params
 from configs.base import get_config
+from tests.conftest import check_gradient_by_audio
 from tests.test_emotion2vec import attacks, dumped, write_checkpoint
 
 DIM, LAYER = 64, 2
@@ -112,18 +113,7 @@ def test_gradient_by_the_audio(params):
   mask = np.arange(5)[None] < np.array([[5], [3]])
   audio = speech(2, 5)
   weight = np.random.default_rng(3).normal(size=(2, 5, DIM)) * mask[..., None]
-  plain, remat = (jax.jit(jax.value_and_grad(
-      lambda x, r=r: jnp.sum(features(params, x, mask, remat=r) * weight))) for r in (False, True))
-  value, gradient = map(np.asarray, plain(audio))
-  assert np.isfinite(gradient).all()
-  assert (gradient[0] != 0).all() and (gradient[1, :3 * 320] != 0).all()
-  assert (gradient[1, 3 * 320:] == 0).all()
-  step = 1e-4 * gradient / np.abs(gradient).max()
-  difference = float(plain(audio + step)[0]) - float(plain(audio - step)[0])
-  np.testing.assert_allclose(difference, 2 * np.sum(gradient * step), rtol=0.02)  # third order, rounding
-  again, same = remat(audio)
-  np.testing.assert_allclose(value, again, rtol=1e-5)
-  np.testing.assert_allclose(gradient, same, atol=1e-5 * np.abs(gradient).max())
+  plain = check_gradient_by_audio(features, params, audio, mask, weight, step=1e-4)
   assert np.isfinite(plain(np.zeros_like(audio))[1]).all()  # of digital silence
 
 

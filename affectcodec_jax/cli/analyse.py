@@ -12,6 +12,11 @@ def _add_data(p, name, limit):
                  help=f'at most so many files of a split, evenly spread; 0 for all (default {limit})')
 
 
+def _add_run_data(p, name, limit):
+  p.add_argument('--checkpoint', required=True, help='workdir of a training run')
+  _add_data(p, name, limit)
+
+
 def _add_split(p):
   p.add_argument('--split', default='test', help="which split of it (default 'test')")
 
@@ -28,20 +33,17 @@ def _leakage_options(p):
 
 
 def _stages_options(p):
-  p.add_argument('--checkpoint', required=True, help='workdir of a training run')
-  _add_data(p, 'stages', 0)
+  _add_run_data(p, 'stages', 0)
   _add_splits(p)
 
 
 def _usage_options(p):
-  p.add_argument('--checkpoint', required=True, help='workdir of a training run')
-  _add_data(p, 'usage', 0)
+  _add_run_data(p, 'usage', 0)
   _add_split(p)
 
 
 def _transplant_options(p):
-  p.add_argument('--checkpoint', required=True, help='workdir of a training run')
-  _add_data(p, 'transplant', 300)
+  _add_run_data(p, 'transplant', 300)
   _add_split(p)
   add_kbps(p)
 

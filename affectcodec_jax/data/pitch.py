@@ -11,8 +11,7 @@ import warnings
 
 import numpy as np
 
-from affectcodec_jax.audio import SAMPLE_RATE
-from affectcodec_jax.common.constants import HOP_LENGTH
+from affectcodec_jax.common.constants import HIGHEST_PITCH, HOP_LENGTH, LOWEST_PITCH, SAMPLE_RATE
 from affectcodec_jax.common.files import write_whole
 from affectcodec_jax.common.places import cache_folder
 
@@ -21,7 +20,6 @@ with warnings.catch_warnings():
   import pyworld
 
 PERIOD = 0.005  # seconds between two values of a track
-LOWEST, HIGHEST = 55.0, 600.0  # Hz
 _VERSION = 1  # of the tracks in the cache
 _LONGEST_KEPT = 25.0  # seconds
 
@@ -29,9 +27,10 @@ _LONGEST_KEPT = 25.0  # seconds
 def track(audio):
   """Fundamental of `[samples]` every `PERIOD`, float32 `[samples / 80 + 1]` in Hz, 0 where unvoiced."""
   x = np.asarray(audio, np.float64)
-  f0, at = pyworld.dio(x, SAMPLE_RATE, f0_floor=LOWEST, f0_ceil=HIGHEST, frame_period=1000 * PERIOD)
+  f0, at = pyworld.dio(x, SAMPLE_RATE, f0_floor=LOWEST_PITCH, f0_ceil=HIGHEST_PITCH,
+                       frame_period=1000 * PERIOD)
   f0 = pyworld.stonemask(x, f0, at, SAMPLE_RATE)
-  return np.where((f0 >= LOWEST) & (f0 <= HIGHEST), f0, 0.0).astype(np.float32)
+  return np.where((f0 >= LOWEST_PITCH) & (f0 <= HIGHEST_PITCH), f0, 0.0).astype(np.float32)
 
 
 def crop_pitch(recording, start, speed, samples):
@@ -86,4 +85,4 @@ def at_frames(values, start, speed, frames):
   known = np.flatnonzero(voiced)
   middle = (known[1:] + known[:-1] + 1) // 2  # a frame in between belongs to the nearer of two
   nearest = known[np.searchsorted(middle, np.arange(frames), side='right')]
-  return np.clip(f0[nearest], LOWEST, HIGHEST).astype(np.float32), voiced.astype(np.float32)
+  return np.clip(f0[nearest], LOWEST_PITCH, HIGHEST_PITCH).astype(np.float32), voiced.astype(np.float32)

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.spectral import frame, mel_basis, spectrum
 
 MELS, POSITIONS = 80, 1500  # positions: 30 s
-_WINDOW, _HOP, _CODEC_HOP = 400, 160, 320
+_WINDOW, _HOP = 400, 160
 _EPS = 1e-5
 _MASKED = -1e30  # a finite one: where nothing is left to attend to, the softmax stays finite too
 
@@ -66,7 +67,7 @@ class Whisper(nn.Module):
 
   def published_features(self, audio):
     """As the published model, silence up to 30 s: `[batch, samples]` to `[batch, positions, dim]`."""
-    missing = self.positions * _CODEC_HOP - audio.shape[1]
+    missing = self.positions * HOP_LENGTH - audio.shape[1]
     mel = log_mel(jnp.pad(audio, ((0, 0), (0, missing))))
     return self._encode(mel.at[:, -1].set(0), None)  # after 30 s convolutions see zeros
 
@@ -140,7 +141,7 @@ def log_mel(audio, mask=None):
   """
   audio = audio.astype(jnp.float32)
   if mask is not None:
-    audio = jnp.where(jnp.repeat(mask, _CODEC_HOP, axis=1), audio, 0)  # [B, samples]
+    audio = jnp.where(jnp.repeat(mask, HOP_LENGTH, axis=1), audio, 0)  # [B, samples]
   audio = jnp.pad(audio, ((0, 0), (_WINDOW // 2, 0)), mode='reflect')
   size = 3 * _HOP  # the multiple of the hop that holds a window
   audio = jnp.pad(audio, ((0, 0), (0, size - _WINDOW // 2)))

@@ -139,15 +139,17 @@ class Inference:
     """Audio, float32 `[frames * 320]` each, of codes `[frames, m]` of any one number of stages."""
     frames = [len(c) for c in codes]
     audio = [np.zeros(n * HOP_LENGTH, np.float32) for n in frames]
-    increments = self._increments(params, codes, batch) if self.has_source else None
-    phases = [source_filter.phases_of_frames(x) for x in increments] if self.has_source else None
+    if self.has_source:
+      increments = self._increments(params, codes, batch)
+      phases = [source_filter.phases_of_frames(x) for x in increments]
     for group in self._batches(frames, batch):
       latent = self.latent(params, self._pieces(codes, group, batch))
-      source = source_filter.Source(
-          self._pieces(increments, group, batch), np.full(batch, self.decoder_context, np.int32),
-          _stack([phases[i][start] for i, start, _ in group], batch),
-          _stack([source_filter.wrap(start * HOP_LENGTH) for _, start, _ in group], batch)
-      ) if self.has_source else None
+      source = None
+      if self.has_source:
+        source = source_filter.Source(
+            self._pieces(increments, group, batch), np.full(batch, self.decoder_context, np.int32),
+            _stack([phases[i][start] for i, start, _ in group], batch),
+            _stack([source_filter.wrap(start * HOP_LENGTH) for _, start, _ in group], batch))
       samples = np.asarray(self.synthesise(params, latent, source))
       for k, (i, start, size) in enumerate(group):
         piece = audio[i][start * HOP_LENGTH:(start + size) * HOP_LENGTH]

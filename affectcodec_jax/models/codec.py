@@ -113,12 +113,12 @@ class Codec(nn.Module):
       source: of the lite backbone, the `source_filter.Source`; None is a recording's beginning at the
         pitch that the latent says. The DAC-style decoder has no use for one.
     """
+    decoded = self.decoder(latent)
     if self.config.backbone != 'lite':
-      return self.decoder(latent)
-    controls = self.decoder(latent)
+      return decoded
     if source is None:
-      source = source_filter.beginning(source_filter.predicted_increments(controls.pitch))
-    return source_filter.render(controls, source)
+      source = source_filter.beginning(source_filter.predicted_increments(decoded.pitch))
+    return source_filter.render(decoded, source)
 
   def pitch(self, latent):
     """Phase increments of the lite backbone's source, int32 `[batch, frames]`."""

@@ -18,17 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from affectcodec_jax.common.constants import HIGHEST_PITCH, HOP_LENGTH, LOWEST_PITCH, SAMPLE_RATE
 from affectcodec_jax.models.lite import ConvNeXtBlock
 from affectcodec_jax.spectral import istft, stft
 
-HOP = 320
-SAMPLE_RATE = 16000
 SUB_FRAMES = 2  # of 10 ms in a frame: how often the filters change
-WINDOW, SUB_HOP = 640, HOP // SUB_FRAMES
+WINDOW, SUB_HOP = 640, HOP_LENGTH // SUB_FRAMES
 BINS = WINDOW // 2 + 1
 
-PITCH_CLASSES = 160
-LOWEST, HIGHEST = 55.0, 600.0  # Hz, of the first and the last class
+PITCH_CLASSES = 160  # log-spaced from the lowest pitch to the highest
+_OCTAVES = np.log2(HIGHEST_PITCH / LOWEST_PITCH)
 _NEIGHBOURS = 4  # classes on either side of the best one that share in the expectation
 _TOP = 7600.0  # Hz: no harmonic above
 # Increments lie on a grid of 1/1024 octave: rounding errors of the networks, which differ from machine to
@@ -103,19 +102,19 @@ class SourceFilterDecoder(nn.Module):
 
 
 def class_of(f0):
-  """Fractional pitch class of a fundamental in Hz; `LOWEST` is 0, `HIGHEST` is `PITCH_CLASSES` - 1."""
-  return (PITCH_CLASSES - 1) * jnp.log2(f0 / LOWEST) / np.log2(HIGHEST / LOWEST)
+  """Fractional pitch class of a fundamental in Hz; the lowest is 0, the highest `PITCH_CLASSES` - 1."""
+  return (PITCH_CLASSES - 1) * jnp.log2(f0 / LOWEST_PITCH) / _OCTAVES
 
 
 def increments(pitch_class):
   """Fractional classes `[...]` to phase increments a sample, int32; a full turn is 2**32."""
-  octaves = jnp.clip(pitch_class, 0, PITCH_CLASSES - 1) * (np.log2(HIGHEST / LOWEST) / (PITCH_CLASSES - 1))
+  octaves = jnp.clip(pitch_class, 0, PITCH_CLASSES - 1) * (_OCTAVES / (PITCH_CLASSES - 1))
   step = jnp.round(octaves * _STEPS).astype(jnp.int32)
   return jnp.asarray(_INCREMENTS)[step]
 
 
 # f0 / 16000 * 2**32 at each step of the grid: looked up, so the same on every machine.
-_INCREMENTS = np.round(LOWEST * 2 ** (np.arange(int(np.log2(HIGHEST / LOWEST) * _STEPS) + 2) / _STEPS)
+_INCREMENTS = np.round(LOWEST_PITCH * 2 ** (np.arange(int(_OCTAVES * _STEPS) + 2) / _STEPS)
                        / SAMPLE_RATE * 2.0 ** 32).astype(np.int32)
 
 
@@ -149,15 +148,15 @@ def phases(source):
   batch = len(source.increments)
   a = extend(source.increments, 1)  # [B, T + 2]
   # A segment goes from the middle of a frame to the middle of the next one.
-  slope = jax.lax.div(a[:, 1:] - a[:, :-1], np.int32(HOP))[..., None]  # [B, T + 1, 1]
-  at = np.arange(HOP, dtype=np.int32)
+  slope = jax.lax.div(a[:, 1:] - a[:, :-1], np.int32(HOP_LENGTH))[..., None]  # [B, T + 1, 1]
+  at = np.arange(HOP_LENGTH, dtype=np.int32)
   rate = a[:, :-1, None] + slope * at  # [B, T + 1, 320]
   within = a[:, :-1, None] * at + slope * (at * (at - 1) // 2)  # sum of the rates before; wraps
-  whole = a[:, :-1, None] * np.int32(HOP) + slope * np.int32(HOP * (HOP - 1) // 2)
+  whole = a[:, :-1, None] * np.int32(HOP_LENGTH) + slope * np.int32(HOP_LENGTH * (HOP_LENGTH - 1) // 2)
   before = jnp.cumsum(whole, axis=1, dtype=jnp.int32) - whole
-  half = HOP // 2
+  half = HOP_LENGTH // 2
   total, rate = ((x.reshape(batch, -1)[:, half:-half]) for x in (before + within, rate))  # [B, T * 320]
-  offset = source.phase - jnp.take_along_axis(total, source.start[:, None] * HOP, axis=1)[:, 0]
+  offset = source.phase - jnp.take_along_axis(total, source.start[:, None] * HOP_LENGTH, axis=1)[:, 0]
   return total + offset[:, None], rate
 
 
@@ -165,7 +164,8 @@ def positions(source):
   """Index in the recording of every sample, int32 `[batch, frames * 320]`; it wraps."""
   # Frames are counted by a sum: exporters know the length of that, and not of an arange.
   frame = jnp.cumsum(jnp.ones_like(source.increments), axis=1, dtype=jnp.int32) - 1 - source.start[:, None]
-  index = source.position[:, None, None] + frame[..., None] * HOP + np.arange(HOP, dtype=np.int32)
+  first = source.position[:, None] + frame * HOP_LENGTH  # [B, T]
+  index = first[..., None] + np.arange(HOP_LENGTH, dtype=np.int32)
   return index.reshape(len(index), -1)  # [B, T, 320] -> [B, T * 320]
 
 
@@ -230,10 +230,10 @@ def phases_of_frames(increments_):
   """
   a = np.pad(np.asarray(increments_, np.int64), 1, mode='edge')
   step = a[1:] - a[:-1]
-  slope = np.sign(step) * (np.abs(step) // HOP)  # towards zero, as on the device
-  half = HOP // 2
+  slope = np.sign(step) * (np.abs(step) // HOP_LENGTH)  # towards zero, as on the device
+  half = HOP_LENGTH // 2
   # The second half of the segment into a frame's middle, and the first half of the one out of it.
-  into = a[:-1] * half + slope * ((HOP * (HOP - 1) - half * (half - 1)) // 2)
+  into = a[:-1] * half + slope * ((HOP_LENGTH * (HOP_LENGTH - 1) - half * (half - 1)) // 2)
   out = a[:-1] * half + slope * (half * (half - 1) // 2)
   return wrap(np.concatenate([[0], np.cumsum(into[:-1] + out[1:])]))
 
