@@ -264,4 +264,5 @@ def test_dash_means_a_pipe(tmp_path):
   assert rate == 16000 and len(decoded) == 8000
   cut = run(['truncate', '-', '-', '--stages', '1'], tokens.stdout).stdout
   assert cut[:4] == b'AFCT' and len(cut) < len(tokens.stdout)
+  assert run(['info', '-'], cut).stdout.startswith(f'tokens      standard input, {len(cut)} bytes'.encode())
   assert os.listdir(tmp_path) == ['a.wav']

@@ -34,17 +34,18 @@ def _stream_options(p):
 
 def _info_options(p):
   p.add_argument('path', nargs='?', default='pretrained',
-                 help='token file or workdir of a training run (default: the packaged codec)')
+                 help='token file, - for one from standard input, or workdir of a training run (default: '
+                 'the packaged codec)')
 
 
 def _truncate_options(p):
-  p.add_argument('input', help='token file, .afc')
-  p.add_argument('output', help='token file of fewer stages')
+  p.add_argument('input', help='token file, .afc, or -')
+  p.add_argument('output', help='token file of fewer stages, or -')
   p.add_argument('--stages', type=int, required=True, help='stages to keep: 2 is 1.5 kbps')
 
 
 def _emotion_options(p):
-  p.add_argument('input', help='token file, .afc')
+  p.add_argument('input', help='token file, .afc, or -')
   p.add_argument('--json', action='store_true', help='print one JSON object')
   p.add_argument('--predictor', help="of 'analyse token_emotion', for the codec that encoded (default: the "
                  "packaged codec's)")
@@ -118,12 +119,15 @@ def _info(args):
           f'quantiser   {c.quantizer}, {c.num_stages} stages of {codec.stage_kbps:g} kbps\n'
           f'rates       {", ".join(f"{codec.stage_kbps * m:g}" for m in codec.config.rates)} kbps')
   else:
+    from affectcodec_jax.common.files import read_bytes
     from affectcodec_jax.tokens import afc
-    tokens = afc.read_tokens(args.path)
-    size, packed = os.path.getsize(args.path), afc.packed_size(tokens)
+    name = 'standard input' if args.path == '-' else args.path
+    data = read_bytes(args.path)
+    tokens = afc.unpack(data, name)
+    size, packed = len(data), afc.packed_size(tokens)
     coded = (f', entropy coded: {8 * (packed - size)} of {8 * packed} bits saved ({1 - size / packed:.1%})'
              if tokens.digit_bits else '')
-    print(f'tokens      {args.path}, {size} bytes{coded}\n'
+    print(f'tokens      {name}, {size} bytes{coded}\n'
           f'model       {tokens.fingerprint.hex()}\n'
           f'duration    {tokens.num_samples / tokens.sample_rate:.3f} s, {tokens.num_samples} '
           f'samples at {tokens.sample_rate} Hz\n'
