@@ -106,6 +106,7 @@ def get_config():
   c.train.log_every = 10
   c.train.sample_every = 500  # audio and pictures of held-out clips
   c.train.num_samples = 4
+  c.train.valid_clips = 16  # held-out crops whose mel loss is logged as often
   c.train.distributed = False  # several processes through jax.distributed
   return c
 

@@ -32,5 +32,5 @@ def get_config():
   c.train.unquantized_steps = 500
   c.train.rounding_steps = 300
   c.train.checkpoint_every = 500
-  c.train.sample_every = 4000
+  c.train.sample_every = 1000
   return c

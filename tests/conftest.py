@@ -36,7 +36,7 @@ def tiny(config):
   config.data.num_clips = 24
   config.data.crop_seconds = 0.2
   t.batch_size, t.steps, t.warmup_steps, t.adversarial_start = 8, 6, 2, 3
-  t.checkpoint_every, t.log_every, t.sample_every, t.num_samples = 2, 1, 100, 0
+  t.checkpoint_every, t.log_every, t.sample_every, t.num_samples, t.valid_clips = 2, 1, 100, 0, 0
   return config
 
 

@@ -12,7 +12,7 @@ from affectcodec_jax.emotion.compact import Teacher
 from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.dac import Decoder, Encoder
 from affectcodec_jax.models.layers import Conv, ConvTranspose, folded_conv, sin_squared, whiten
-from affectcodec_jax.models.lite import DepthwiseConv, LiteEncoder
+from affectcodec_jax.models.lite import DepthwiseConv, LiteEncoder, autocorrelation, cepstrum
 from affectcodec_jax.training import losses
 
 STRIDES = (2, 4, 5, 8)
@@ -212,6 +212,20 @@ def test_lite_networks_keep_every_length(frames):
   assert out.shape == (2, 320 * frames) and np.isfinite(np.asarray(out)).all()
   grad = jax.grad(lambda z: (decode(z) ** 2).sum())(latent)
   assert np.isfinite(np.asarray(grad)).all() and np.abs(grad).max() > 0
+
+
+@pytest.mark.parametrize('window', [320, 1280])
+def test_cepstrum_and_autocorrelation_equal_numpy_s(window):
+  """Inverse FFTs of log magnitude and of power, in float64; a matmul of 641 float32 products, so 1e-4."""
+  x = np.random.default_rng(0).normal(size=(5, window))
+  power = np.abs(np.fft.rfft(x)) ** 2
+  want = np.fft.irfft(0.5 * np.log10(power))[:, :min(320, window // 2)]
+  usual = np.concatenate([[0.75], 0.2 * np.arange(1, want.shape[1]) ** -0.6 + 0.01])
+  np.testing.assert_allclose(cepstrum(jnp.asarray(power, jnp.float32)), want / usual, atol=1e-4)
+  if window == 1280:
+    want = np.fft.irfft(power)
+    found = autocorrelation(jnp.asarray(power, jnp.float32))
+    np.testing.assert_allclose(found, want[:, 24:320] / want[:, :1], atol=1e-4)
 
 
 def test_depthwise_conv_equals_a_grouped_one():

@@ -13,6 +13,7 @@ from affectcodec_jax.models.codec import Codec, init_params, make_codec
 from affectcodec_jax.training import losses, parallel
 from affectcodec_jax.training.state import make_optimizer
 from affectcodec_jax.training.step import draw_rates, generator_loss, schedules, train_step
+from affectcodec_jax.training.validation import make_validator
 from configs import base, lite, paper
 from tests.conftest import batch, state_and_teacher, tiny, training_batch
 
@@ -116,6 +117,20 @@ def test_the_loss_is_of_each_clip_at_its_own_rate(multi_rate):
   for name, value in expected.items():
     np.testing.assert_allclose(parts[name], value, rtol=1e-4, err_msg=name)
   np.testing.assert_allclose(total, sum(config.loss[k] * v for k, v in expected.items()), rtol=1e-4)
+
+
+def test_validation_is_the_loss_of_held_out_clips():
+  """At every rate, the step's own mel loss of clips that all have that rate; sums in another order, so 1e-4."""
+  config = tiny(lite.get_config())
+  state, teacher = state_and_teacher(config)
+  data = training_batch(config)
+  found = make_validator(config, data['audio'])(state.params, teacher)
+  assert list(found) == [f'valid/mel_{m}_stages' for m in config.rates]
+  loss = jax.jit(functools.partial(generator_loss, config=config, adversarial=False))
+  for rate, value in enumerate(found.values()):
+    clips = data | {'rate': np.full(8, rate), 'follow': np.zeros(8, bool)}
+    parts = loss(state.params, state.disc_params, teacher, clips, 1.0)[1][0]
+    np.testing.assert_allclose(value, parts['mel'], rtol=1e-4)
 
 
 def test_stage_dropout_is_biased(tiny_config):

@@ -159,11 +159,13 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
 
 def test_a_run_over_a_mesh_goes_on_under_pmap(config, tmp_path, capsys):
   """Two steps with the state split over 4 devices, two more with a copy on each of 8; audio of both."""
-  config.train.update(parallel='mesh', fsdp=4, steps=2, num_samples=1)
+  config.train.update(parallel='mesh', fsdp=4, steps=2, num_samples=1, valid_clips=2)
   train_lib.train(config, tmp_path)
   config.train.update(parallel='pmap', fsdp=1, steps=4)
   assert train_lib.train(config, tmp_path)
   assert 'resumed at step 2' in capsys.readouterr().out
-  steps = [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-  assert steps == [1, 2, 3, 4]
+  lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert [line['step'] for line in lines if 'loss/mel' in line] == [1, 2, 3, 4]
+  held_out = {line['step']: line for line in lines if 'valid/mel_1_stages' in line}
+  assert list(held_out) == [2, 4] and 0 < held_out[4]['valid/mel_3_stages'] < 20
   assert len(list((tmp_path / 'samples').glob('step_000000[24]/*.wav'))) >= 2

@@ -157,6 +157,19 @@ def data_changed(workdir, source):
           + ('' if clips != len(source) else ', of other names, lengths or labels'))
 
 
+def eval_crops(source, config, count, crop_samples, seed):
+  """`count` crops of held-out recordings as a training step would see them, neither varied nor levelled at random.
+
+  Returns:
+    `[count, crop_samples]`; with 0 of them nothing is read.
+  """
+  if not count:
+    return np.zeros((0, crop_samples), np.float32)
+  plain = config.copy_and_resolve_references()
+  plain.update(gain_db=0.0, speed=0.0, equalise_db=0.0)
+  return next(make_iterator(source, plain, batch_size=count, crop_samples=crop_samples, seed=seed))['audio']
+
+
 def eval_clips(source, count, max_seconds):
   """Up to `count` items spread evenly over a source, the first `max_seconds` of each.
 

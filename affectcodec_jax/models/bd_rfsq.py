@@ -110,9 +110,10 @@ def _round(p, z, levels, rounding=1.0):
   scaled = jax.lax.stop_gradient(scale) * (z - p['shift'])
   grid = jax.lax.stop_gradient(fsq.digits_to_codes(digits, levels))
   # No gradient along the signal itself, nor into its scale: the distance is least for a small signal, and
-  # scale, projection and encoder would all learn to make one, which leaves the outer codes unused.
+  # scale, projection and encoder would all learn to make one, which leaves the outer codes unused. A
+  # signal of more than twice the grid's extent, where tanh passes no gradient, is drawn back.
   spread = jnp.sqrt(jnp.mean(scaled ** 2, axis=1, keepdims=True) + 1e-4)  # [B, 1, f]
-  scaled = scaled * (jax.lax.stop_gradient(spread) / spread)
+  scaled = scaled * jnp.where(spread > 2, 1, jax.lax.stop_gradient(spread) / spread)
   commitment = jnp.mean((scaled - grid) ** 2, axis=(1, 2))
   return _restore(p, codes), digits, commitment
 

@@ -14,7 +14,8 @@ from affectcodec_jax.spectral import stft
 
 _FINE = 4 * HOP_LENGTH  # 80 ms: resolves harmonics
 _QUICK = HOP_LENGTH  # 20 ms, twice a frame: resolves plosives and glottal pulses of low voices
-_LAGS = np.arange(24, 320)  # samples: periods of 667 to 50 Hz
+_LONGEST = 320  # samples: the period of 50 Hz
+_LAGS = np.arange(24, _LONGEST)  # periods of 667 to 50 Hz
 
 
 class DepthwiseConv(nn.Module):
@@ -62,17 +63,33 @@ class LiteEncoder(nn.Module):
   @nn.compact
   def __call__(self, audio):
     b, frames = audio.shape[0], audio.shape[1] // HOP_LENGTH
-    fine = _power(audio, _FINE, HOP_LENGTH).reshape(b, frames, -1)  # [B, T, 641]
-    quick = _power(audio, _QUICK, HOP_LENGTH // 2).reshape(b, frames, -1)  # [B, T, 2 * 161]
-    # About unit range for speech at the codec's level.
-    spectra = [0.5 * jnp.log10(jnp.maximum(power, 1e-8)) for power in (fine, quick)]
-    x = jnp.concatenate([*spectra, autocorrelation(fine)], axis=-1)
+    fine = _power(audio, _FINE, HOP_LENGTH)  # [B, T, 641]
+    quick = _power(audio, _QUICK, HOP_LENGTH // 2)  # [B, 2 * T, 161]
+    quick = cepstrum(quick).reshape(b, frames, -1)  # [B, 2 * T, 160] -> [B, T, 320]
+    inputs = jnp.concatenate([cepstrum(fine), quick, 3 * autocorrelation(fine)], axis=-1)
+    x = inputs
     x = nn.Dense(self.width, dtype=self.dtype)(x)
     x = nn.LayerNorm(dtype=self.dtype)(x)
     block = nn.remat(ConvNeXtBlock) if self.remat else ConvNeXtBlock
     for i in range(self.depth):
       x = block(1 / self.depth, self.dtype, name=f'ConvNeXtBlock_{i}')(x)
-    return nn.Dense(self.features, dtype=self.dtype)(nn.LayerNorm(dtype=self.dtype)(x))
+    # Beside the blocks a straight way for what is linear in the inputs, which is most of a spectrum.
+    x = jnp.concatenate([nn.LayerNorm(dtype=self.dtype)(x), inputs.astype(self.dtype)], axis=-1)
+    return nn.Dense(self.features, dtype=self.dtype)(x)
+
+
+def cepstrum(power):
+  """Power spectra `[..., bins]` to cepstra `[..., min(320, bins - 1)]`, each about of unit variance in speech.
+
+  Neighbouring bins rise and fall together: of log spectra a network learns the level at once, fine detail
+  hundreds of times more slowly. Cepstral coefficients are nearly uncorrelated, and each is divided by its
+  usual deviation (measured on speech at the codec's level; the last term keeps noise small).
+  """
+  bins = power.shape[-1]
+  n = np.arange(min(_LONGEST, bins - 1))
+  deviation = np.where(n == 0, 0.75, 0.2 * np.maximum(n, 1) ** -0.6 + 0.01)
+  log_magnitude = 0.5 * jnp.log10(jnp.maximum(power, 1e-8))
+  return _cosines(log_magnitude, n) * (0.5 / (bins - 1) / deviation).astype(np.float32)
 
 
 def autocorrelation(power):
@@ -81,12 +98,16 @@ def autocorrelation(power):
   A voice repeats after its period: pitch, which spectra only show between the lines, is then the place of
   a maximum.
   """
-  bins = np.arange(_FINE // 2 + 1)
-  weight = np.where((bins == 0) | (bins == _FINE // 2), 1.0, 2.0)
-  cosines = weight[:, None] * np.cos(2 * np.pi / _FINE * (bins[:, None] * _LAGS % _FINE))  # [bins, lags]
-  total = jnp.sum(power * weight.astype(np.float32), axis=-1, keepdims=True)
-  products = jnp.matmul(power, cosines.astype(np.float32), precision=jax.lax.Precision.HIGHEST)
-  return products / jnp.maximum(total, 1e-6)
+  return _cosines(power, _LAGS) / jnp.maximum(_cosines(power, np.zeros(1)), 1e-6)
+
+
+def _cosines(spectrum, lags):
+  """Inverse DFT, times its length, of a real even spectrum, given by its half `[..., bins]`: `[..., lags]`."""
+  bins = spectrum.shape[-1]
+  k = np.arange(bins)[:, None]
+  weight = np.where((k == 0) | (k == bins - 1), 1.0, 2.0)
+  cosines = weight * np.cos(np.pi / (bins - 1) * (k * lags % (2 * bins - 2)))  # [bins, lags]
+  return jnp.matmul(spectrum, cosines.astype(np.float32), precision=jax.lax.Precision.HIGHEST)
 
 
 def _power(audio, window, hop):

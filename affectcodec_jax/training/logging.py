@@ -59,6 +59,9 @@ class MetricWriter:
       self.board.add_scalar(k, v, step)
     names = ('mel', 'emotion', 'cycle', 'feature_matching')
     main = {k: f'{scalars[f"loss/{k}"]:.3f}' for k in names if f'loss/{k}' in scalars}
+    if not main:  # not of a step but of held-out clips
+      self.bar.write(f'step {step}  ' + '  '.join(f'{k} {v:.3f}' for k, v in scalars.items()))
+      return
     self.bar.set_postfix(main)
     if self.plain:
       done, since = step - self.first[0], time.time() - self.first[1]
