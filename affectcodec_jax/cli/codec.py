@@ -1,4 +1,4 @@
-"""Commands on speech and token files: encode, decode, stream, info, truncate, emotion."""
+"""Commands on speech and token files: encode, decode, listen, stream, info, truncate, emotion."""
 
 import os
 import sys
@@ -20,6 +20,14 @@ def _decode_options(p):
   p.add_argument('output', help='.wav, .flac, .ogg, .opus or .mp3, or - for WAV to standard output')
   add_checkpoint(p, 'the one that encoded it (default: the packaged codec)')
   p.add_argument('--kbps', type=float, help='decode at a lower rate than the file has')
+
+
+def _listen_options(p):
+  p.add_argument('input', help='WAV, FLAC, OGG, MP3, M4A …, of any sample rate, or - for standard input')
+  p.add_argument('-o', '--output', metavar='PAGE', help='file to write (default: NAME.listen.html here)')
+  add_checkpoint(p)
+  p.add_argument('--seconds', type=float, default=30.0, help='of its beginning (default 30)')
+  p.add_argument('--no-open', action='store_true', help='do not open the page in the browser')
 
 
 def _stream_options(p):
@@ -99,6 +107,33 @@ def _decode(args):
   _report(args, f'{len(samples) / audio.SAMPLE_RATE:.2f} s')
 
 
+def _listen(args):
+  import pathlib
+
+  from affectcodec_jax import audio
+  from affectcodec_jax.common.files import write_whole
+  from affectcodec_jax.evaluation.listen import make_page
+  if not 0.02 <= args.seconds <= 600:
+    raise UserError(f'--seconds {args.seconds:g}: give 0.02 to 600')
+  name = 'recording' if args.input == '-' else pathlib.Path(args.input).name
+  args.output = args.output or f'{pathlib.Path(name).stem}.listen.html'
+  _check_output(args)
+  samples = audio.read_audio(args.input)
+  shown = samples[:round(args.seconds * audio.SAMPLE_RATE)]
+  page = make_page(load(args.checkpoint), shown, name, len(samples) / audio.SAMPLE_RATE)
+  write_whole(args.output, page.encode())
+  _report(args, f'{len(shown) / audio.SAMPLE_RATE:.2f} s')
+  if args.output != '-' and not args.no_open:
+    _open_page(pathlib.Path(args.output).resolve())
+
+
+def _open_page(path):
+  """Shows a page in the browser, where there is a screen: without one a text browser would come up."""
+  import webbrowser
+  if sys.platform in ('darwin', 'win32') or {'DISPLAY', 'WAYLAND_DISPLAY', 'BROWSER'} & set(os.environ):
+    webbrowser.open(path.as_uri())
+
+
 def _stream(args):
   from affectcodec_jax.inference.pipe import pipe
   if sys.stdin is None or sys.stdout is None:
@@ -170,6 +205,11 @@ COMMANDS = {
                       _encode),
     'decode': Command('token file to 16 kHz speech file', 'decode out.afc out.wav', _decode_options,
                       _decode),
+    'listen': Command('one page to hear and see a recording at every rate', 'listen in.wav -o page.html',
+                      _listen_options, _listen, """\
+Players and spectrograms with pitch of the original and of each rate, their sizes, the tokens with the
+emotion digits marked, and the emotion that the packaged teacher and an independent judge classify. The page
+needs nothing else, and opens in the browser where there is a screen."""),
     'stream': Command('raw 16-bit mono PCM at 16 kHz through the codec, pipe to pipe',
                       'stream --kbps 1.5 < in.pcm > out.pcm', _stream_options, _stream),
     'info': Command('what a token file, a training run or the packaged codec holds', 'info out.afc',

@@ -74,7 +74,7 @@ def evaluate(args):
       'files': len({r['file'] for r in rows}), 'speakers': len({r['speaker'] or r['file'] for r in rows}),
       'seconds': sum(r['seconds'] for r in rows if r['system'] == 'original'),
       'skipped': source.skipped, 'judges': judges, 'metrics': metrics | models, 'absent': absent,
-      'systems': summary.summarise(rows, judges)}
+      'limits': summary.limits(rows), 'systems': summary.summarise(rows, judges)}
   for system in systems[1:]:
     try:  # a copy each time: the codec under test does not encode the same array twice
       factor = facts.real_time_factor(
@@ -176,11 +176,13 @@ def write_rows(path, rows):
 
 def overview(results):
   """The table that the command prints: a line a system."""
+  from affectcodec_jax.evaluation.summary import count
   shown = {'measured': 'kbps', **{f'{j}_macro': f'MEDR {j}' for j in results['judges']},
            'network_agreement': 'agree', 'f0_correlation': 'F0 corr', 'pesq': 'PESQ', 'estoi': 'ESTOI',
            'visqol': 'ViSQOL', 'distillmos': 'DMOS', 'mel': 'mel', 'speaker_resemblyzer': 'speaker',
            'wer': 'WER'}
-  lines = [f'{results["files"]} files of {results["speakers"]} speakers; means, intervals in results.json',
+  files, speakers = count(results['files'], 'file'), count(results['speakers'], 'speaker')
+  lines = [f'{files} of {speakers}; means, intervals in results.json',
            f'{"":18}' + ''.join(f'{h:>14}' for h in shown.values())]
   for label, r in results['systems'].items():
     cells = [f'{r["measured_kbps"]:.2f}' if r['measured_kbps'] else '']
@@ -190,4 +192,4 @@ def overview(results):
     lines.append(f'{label:18}' + ''.join(f'{c:>14}' for c in cells))
   problems = {f'{label}, {metric}: {p["count"]} files not scored, first {p["first"]}'
               for label, r in results['systems'].items() for metric, p in r['problems'].items()}
-  return '\n'.join([*lines, *sorted(problems)])
+  return '\n'.join([*lines, *sorted(problems), *results['limits']])
