@@ -1,6 +1,6 @@
 """The codec for those who use it: `load`, `encode`, `decode`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 import functools
 import math
 import pathlib
@@ -29,6 +29,7 @@ from affectcodec_jax.tokens.afc import Tokens, find_problem
 EARLIER = {'77190692d28a413d': '0.1.0'}
 
 Params = dict[str, Any]  # nested: arrays by the names of modules and parameters
+Progress = Callable[[list], Iterable]  # goes through a list of batches, such as `tqdm.tqdm`
 
 
 def use_compilation_cache() -> None:
@@ -138,10 +139,11 @@ class Pretrained:
     return self.encode_batch([audio], sample_rate, kbps)[0]
 
   def encode_batch(self, recordings: Sequence[npt.ArrayLike], sample_rate: float,
-                   kbps: float | None = None, batch: int = 1) -> list[Tokens]:
+                   kbps: float | None = None, batch: int = 1, progress: Progress = list) -> list[Tokens]:
     """`encode` of a list of recordings, of any lengths, `batch` pieces of 20 s or less at a time.
 
-    Each comes out as it does by itself.
+    Each comes out as it does by itself. `progress` shows how far it is, as `tqdm.tqdm` does: first of the
+    emotion path, then of all else.
 
     Raises:
       UserError: as `encode`; a batch of less than 1.
@@ -152,7 +154,7 @@ class Pretrained:
     mono = [audio_lib.resample(audio_lib.to_mono(r), sample_rate, self.sample_rate) for r in recordings]
     gains = [audio_lib.level_gain(r) for r in mono]
     levelled = [audio_lib.apply_gain(r, gain) for r, gain in zip(mono, gains)]
-    codes = self._inference.encode(self.params, self.frozen, levelled, batch)
+    codes = self._inference.encode(self.params, self.frozen, levelled, batch, progress)
     return [Tokens(codes=c[:, :stages], num_samples=len(r), gain_db=gain,
                    bits_per_code=bits_per_stage(self.config.model), fingerprint=self.fingerprint)
             for c, r, gain in zip(codes, mono, gains)]
@@ -169,8 +171,10 @@ class Pretrained:
     return self.decode_batch([tokens], kbps)[0]
 
   def decode_batch(self, tokens: Sequence[Tokens | npt.ArrayLike], kbps: float | None = None,
-                   batch: int = 1) -> list[np.ndarray]:
+                   batch: int = 1, progress: Progress = list) -> list[np.ndarray]:
     """`decode` of a list of `Tokens` or arrays of one number of stages; each comes out as by itself.
+
+    `progress` shows how far it is, as `tqdm.tqdm` does.
 
     Raises:
       UserError: as `decode`; tokens of different rates, and no `kbps` that all of them hold.
@@ -180,7 +184,7 @@ class Pretrained:
     codes, samples, gains = zip(*(self._checked(t, kbps) for t in tokens))
     if len({c.shape[1] for c in codes}) > 1:
       raise UserError('these tokens have different rates; give kbps')
-    audio = self._inference.decode(self.params, codes, batch)
+    audio = self._inference.decode(self.params, codes, batch, progress)
     return [a[:n] / np.float32(10 ** (gain / 20)) for a, n, gain in zip(audio, samples, gains)]
 
   def utterance_embedding(self, audio: npt.ArrayLike, sample_rate: float) -> np.ndarray:
