@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 import functools
+import logging
 import math
 import pathlib
 from typing import Any
@@ -63,13 +64,19 @@ def load(path: AnyPath = 'pretrained') -> 'Pretrained':
     raise UserError(f'{path}: no such folder; give the workdir of a training run, or leave it out for the '
                     'packaged codec')
   if release.is_release(path):
-    return Pretrained(*release.load(path))
+    return _logged(Pretrained(*release.load(path)), path)
   from affectcodec_jax.inference.restore import restore_ema  # half a second that released codecs spare
   config = load_config(path / 'config.json')
   frozen = weights.load_encoder_network(config, path)
   shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.PRNGKey(0))[0]
   params, step = restore_ema(path, shapes)
-  return Pretrained(config, params, frozen, step)
+  return _logged(Pretrained(config, params, frozen, step), path)
+
+
+def _logged(codec: 'Pretrained', path: pathlib.Path) -> 'Pretrained':
+  logging.getLogger(__name__).info('codec %s of %s, step %d, on %d %s device(s)', codec.fingerprint.hex(),
+                                   path, codec.step, jax.device_count(), codec.backend)
+  return codec
 
 
 class Pretrained:

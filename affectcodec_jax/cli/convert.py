@@ -4,6 +4,7 @@ A folder's files keep their places: `a/b.wav` becomes `a/b.afc` below the other 
 whole and newer than its input is kept, so the same command goes on where it was stopped.
 """
 
+import logging
 import os
 import pathlib
 import sys
@@ -67,11 +68,12 @@ def _convert(args, suffixes, suffix, convert, is_done, verb):
   done, failed = {'made': 0, 'kept': 0}, []
   try:
     with progress.bar(total=len(tasks), unit='file') as bar:
-      for (source, _), (state, reason) in _results(codec, args, convert, is_done, tasks, count):
+      for (source, target), (state, reason) in _results(codec, args, convert, is_done, tasks, count):
         if state == 'failed':
           failed.append(reason if str(source) in reason else f'{source}: {reason}')
         else:
           done[state] += 1
+          logging.getLogger(__name__).info('%s: %s', target, verb if state == 'made' else 'kept')
         bar.update()
   except workers.Died as e:
     raise UserError('a process died, perhaps for lack of memory; the same command goes on where it '

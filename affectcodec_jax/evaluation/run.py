@@ -12,15 +12,13 @@ import sys
 import tempfile
 
 from affectcodec_jax.audio import at_codec_level
-from affectcodec_jax.common import packaged
+from affectcodec_jax.common import packaged, progress
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.places import cache_folder
 
 
 def evaluate(args):
   """Scores the files and writes the results; `args` are those of the command `evaluate`."""
-  import tqdm
-
   from affectcodec_jax.common.files import make_folder, write_json
   from affectcodec_jax.data.folder import FolderSource
   from affectcodec_jax.emotion import judges
@@ -60,7 +58,7 @@ def evaluate(args):
 
   rows, signal = [], []
   scored = scoring.score_files(items(), args.checkpoint, peers, metrics, models, cache, args.jobs)
-  for item, records in tqdm.tqdm(scored, total=len(chosen), unit='file', smoothing=0):
+  for item, records in progress.bar(scored, total=len(chosen), unit='file', smoothing=0):
     rows += summary.make_rows(item, records)
     if sum(map(len, signal)) < facts.SECONDS * 16000:
       signal.append(at_codec_level(item['audio']))
