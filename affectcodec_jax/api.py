@@ -20,7 +20,7 @@ from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath
 from affectcodec_jax.common.places import cache_folder, no_device
 from affectcodec_jax.config import load_config
-from affectcodec_jax.inference import release, weights
+from affectcodec_jax.inference import hub, release, weights
 from affectcodec_jax.inference.pieces import Inference
 from affectcodec_jax.inference.streaming import CHUNK, StreamDecoder, StreamEncoder
 from affectcodec_jax.models.codec import bits_per_stage, init_params
@@ -46,7 +46,8 @@ def load(path: AnyPath = 'pretrained') -> 'Pretrained':
 
   Args:
     path: the run's workdir or a folder that `python -m affectcodec_jax release` made; 'pretrained' is the
-      packaged codec.
+      packaged codec. 'org/name', where there is no folder 'org', is such a folder on the Hugging Face Hub,
+      fetched once (needs huggingface_hub).
 
   Returns:
     A `Pretrained` codec.
@@ -59,7 +60,9 @@ def load(path: AnyPath = 'pretrained') -> 'Pretrained':
     jax.devices()
   except (RuntimeError, AssertionError) as e:  # JAX knows 'cuda' without its plugin: an assertion fails
     raise UserError(no_device(e)) from e
-  path = packaged.FOLDER if path == 'pretrained' else pathlib.Path(path)
+  name, path = path, packaged.FOLDER if path == 'pretrained' else pathlib.Path(path)
+  if not path.is_dir() and hub.is_name(name):
+    path = hub.fetch(str(name))
   if not path.is_dir():
     raise UserError(f'{path}: no such folder; give the workdir of a training run, or leave it out for the '
                     'packaged codec')
@@ -236,7 +239,8 @@ class Pretrained:
 
     Args:
       kbps: rate, at most the encoder's; None is the highest.
-      chunk_frames, lookahead: as `stream_encoder`'s.
+      chunk_frames: as `stream_encoder`'s.
+      lookahead: as `stream_encoder`'s.
       gain_db: the encoder's.
 
     Raises:
