@@ -1,7 +1,8 @@
 """The codec for those who use it: `load`, `encode`, `decode`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 import functools
+import logging
 import math
 import pathlib
 from typing import Any
@@ -19,7 +20,7 @@ from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath
 from affectcodec_jax.common.places import cache_folder, no_device
 from affectcodec_jax.config import load_config
-from affectcodec_jax.inference import release, weights
+from affectcodec_jax.inference import hub, release, weights
 from affectcodec_jax.inference.pieces import Inference
 from affectcodec_jax.inference.streaming import CHUNK, StreamDecoder, StreamEncoder
 from affectcodec_jax.models.codec import bits_per_stage, init_params
@@ -29,6 +30,7 @@ from affectcodec_jax.tokens.afc import Tokens, find_problem
 EARLIER = {'77190692d28a413d': '0.1.0'}
 
 Params = dict[str, Any]  # nested: arrays by the names of modules and parameters
+Progress = Callable[[list], Iterable]  # goes through a list of batches, such as `tqdm.tqdm`
 
 
 def use_compilation_cache() -> None:
@@ -44,7 +46,8 @@ def load(path: AnyPath = 'pretrained') -> 'Pretrained':
 
   Args:
     path: the run's workdir or a folder that `python -m affectcodec_jax release` made; 'pretrained' is the
-      packaged codec.
+      packaged codec. 'org/name', where there is no folder 'org', is such a folder on the Hugging Face Hub,
+      fetched once (needs huggingface_hub).
 
   Returns:
     A `Pretrained` codec.
@@ -57,18 +60,26 @@ def load(path: AnyPath = 'pretrained') -> 'Pretrained':
     jax.devices()
   except (RuntimeError, AssertionError) as e:  # JAX knows 'cuda' without its plugin: an assertion fails
     raise UserError(no_device(e)) from e
-  path = packaged.FOLDER if path == 'pretrained' else pathlib.Path(path)
+  name, path = path, packaged.FOLDER if path == 'pretrained' else pathlib.Path(path)
+  if not path.is_dir() and hub.is_name(name):
+    path = hub.fetch(str(name))
   if not path.is_dir():
     raise UserError(f'{path}: no such folder; give the workdir of a training run, or leave it out for the '
                     'packaged codec')
   if release.is_release(path):
-    return Pretrained(*release.load(path))
+    return _logged(Pretrained(*release.load(path)), path)
   from affectcodec_jax.inference.restore import restore_ema  # half a second that released codecs spare
   config = load_config(path / 'config.json')
   frozen = weights.load_encoder_network(config, path)
   shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.PRNGKey(0))[0]
   params, step = restore_ema(path, shapes)
-  return Pretrained(config, params, frozen, step)
+  return _logged(Pretrained(config, params, frozen, step), path)
+
+
+def _logged(codec: 'Pretrained', path: pathlib.Path) -> 'Pretrained':
+  logging.getLogger(__name__).info('codec %s of %s, step %d, on %d %s device(s)', codec.fingerprint.hex(),
+                                   path, codec.step, jax.device_count(), codec.backend)
+  return codec
 
 
 class Pretrained:
@@ -138,10 +149,11 @@ class Pretrained:
     return self.encode_batch([audio], sample_rate, kbps)[0]
 
   def encode_batch(self, recordings: Sequence[npt.ArrayLike], sample_rate: float,
-                   kbps: float | None = None, batch: int = 1) -> list[Tokens]:
+                   kbps: float | None = None, batch: int = 1, progress: Progress = list) -> list[Tokens]:
     """`encode` of a list of recordings, of any lengths, `batch` pieces of 20 s or less at a time.
 
-    Each comes out as it does by itself.
+    Each comes out as it does by itself. `progress` shows how far it is, as `tqdm.tqdm` does: first of the
+    emotion path, then of all else.
 
     Raises:
       UserError: as `encode`; a batch of less than 1.
@@ -152,7 +164,7 @@ class Pretrained:
     mono = [audio_lib.resample(audio_lib.to_mono(r), sample_rate, self.sample_rate) for r in recordings]
     gains = [audio_lib.level_gain(r) for r in mono]
     levelled = [audio_lib.apply_gain(r, gain) for r, gain in zip(mono, gains)]
-    codes = self._inference.encode(self.params, self.frozen, levelled, batch)
+    codes = self._inference.encode(self.params, self.frozen, levelled, batch, progress)
     return [Tokens(codes=c[:, :stages], num_samples=len(r), gain_db=gain,
                    bits_per_code=bits_per_stage(self.config.model), fingerprint=self.fingerprint)
             for c, r, gain in zip(codes, mono, gains)]
@@ -169,8 +181,10 @@ class Pretrained:
     return self.decode_batch([tokens], kbps)[0]
 
   def decode_batch(self, tokens: Sequence[Tokens | npt.ArrayLike], kbps: float | None = None,
-                   batch: int = 1) -> list[np.ndarray]:
+                   batch: int = 1, progress: Progress = list) -> list[np.ndarray]:
     """`decode` of a list of `Tokens` or arrays of one number of stages; each comes out as by itself.
+
+    `progress` shows how far it is, as `tqdm.tqdm` does.
 
     Raises:
       UserError: as `decode`; tokens of different rates, and no `kbps` that all of them hold.
@@ -180,7 +194,7 @@ class Pretrained:
     codes, samples, gains = zip(*(self._checked(t, kbps) for t in tokens))
     if len({c.shape[1] for c in codes}) > 1:
       raise UserError('these tokens have different rates; give kbps')
-    audio = self._inference.decode(self.params, codes, batch)
+    audio = self._inference.decode(self.params, codes, batch, progress)
     return [a[:n] / np.float32(10 ** (gain / 20)) for a, n, gain in zip(audio, samples, gains)]
 
   def utterance_embedding(self, audio: npt.ArrayLike, sample_rate: float) -> np.ndarray:
@@ -225,7 +239,8 @@ class Pretrained:
 
     Args:
       kbps: rate, at most the encoder's; None is the highest.
-      chunk_frames, lookahead: as `stream_encoder`'s.
+      chunk_frames: as `stream_encoder`'s.
+      lookahead: as `stream_encoder`'s.
       gain_db: the encoder's.
 
     Raises:

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 
+from affectcodec_jax.common import progress
 from affectcodec_jax.common.errors import UserError, run_command
 
 STOPPED_EARLY = 75  # exit status of a preempted distributed run; launch/tpu.sh starts it again
@@ -25,7 +26,7 @@ STOPPED_EARLY = 75  # exit status of a preempted distributed run; launch/tpu.sh 
 
 def main(argv=None):
   """Entry point; returns the exit status."""
-  return run_command(lambda: _run(argv or sys.argv))
+  return run_command(lambda: _run(argv or progress.take_options(sys.argv)))
 
 
 def _run(argv):

@@ -16,7 +16,7 @@ import soundfile
 from affectcodec_jax import __main__ as cli
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.evaluation import scoring, statistics, summary
+from affectcodec_jax.evaluation import report, scoring, statistics, summary
 from affectcodec_jax.evaluation.systems import System
 from configs import base
 from tests.conftest import tiny, untrained_release
@@ -82,6 +82,41 @@ def test_judgements_need_the_original_beside_them():
   assert x['confusion']['j'][2][2] == 1 and np.sum(x['confusion']['j']) == 2
   assert x['emotions'][EMOTIONS[1]]['j_agreement']['clips'] == 1
   assert x['groups']['gender F']['wer']['clips'] == 2 and x['scores']['pesq'] is None
+
+
+def _page_of(folder, rows):
+  """The report on rows of judge `j`, without clips."""
+  judges = summary.add_judgements(rows, ['j'])
+  results = {
+      'checkpoint': 'x', 'step': 1, 'split': 'test', 'skipped': 0, 'seconds': 2.0, 'judges': judges,
+      'metrics': {}, 'absent': {}, 'files': len({r['file'] for r in rows}),
+      'speakers': len({r['speaker'] for r in rows}), 'limits': summary.limits(rows),
+      'systems': summary.summarise(rows, judges)}
+  report.write_report(folder / 'page.html', results, rows, [], None, 0)
+  return (folder / 'page.html').read_text()
+
+
+def _several(speakers, emotions=(1, 2)):
+  """The original and the codec on a clip of each speaker, whose emotions take turns."""
+  at = lambda i: np.eye(8)[emotions[i % len(emotions)]].tolist()
+  return [_judged(system, f'f{i}', emotions[i % len(emotions)], at(i), mel=0.5 + 0.1 * i, kbps=3.0)
+          for system in ('original', 'affectcodec') for i in range(speakers)]
+
+
+def test_a_report_of_few_says_what_it_does_not_tell(tmp_path):
+  """Of one file, no interval, no agreement, no confusion; the same of five speakers has them all."""
+  pytest.importorskip('jinja2')
+  pytest.importorskip('matplotlib')
+  one, many, alike = (_page_of(tmp_path, rows) for rows in (_several(1), _several(5), _several(5, (1,))))
+  told = ('95 % bootstrap', '<small>0.', 'agreement ', 'MEDR', 'What is classified as what', 'By corpus')
+  for text in told:
+    assert text not in one.replace(summary.limits(_several(1))[0], '') and text in many, text
+  assert 'What this does not tell' in one and '1 file of 1 speaker:' in one and 'variation' in one
+  assert 'What this does not tell' not in many and '5 files of 5 speakers' in many
+  assert 'Fewer than two emotions are labelled' in alike and 'What is classified' not in alike
+  assert '95 % bootstrap' in alike
+  unknown = [r | {'speaker': ''} for r in _several(6)]
+  assert summary.limits(unknown)[0].startswith('Speakers are not known')
 
 
 def _item(seconds=1.0, **about):

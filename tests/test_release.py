@@ -1,6 +1,9 @@
 """Released codecs: the same tokens as the run's, whole or refused, and a start for training."""
 
 import functools
+import importlib.util
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -49,6 +52,27 @@ def test_a_released_codec_is_the_run_in_float16(released):
   with pytest.raises(UserError, match='made by model'):
     theirs.decode(tokens)
   assert ours.step == 2 and str(run) not in (out / 'codec.json').read_text()
+
+
+def test_a_released_folder_is_a_repository_with_a_model_card(released, tmp_path):
+  """YAML on top that the Hub knows, the licence of the packaged teacher, a table of what is there."""
+  yaml = pytest.importorskip('yaml')
+  run, out = released
+  text = (out / 'README.md').read_text()
+  _, metadata, body = text.split('---\n', 2)
+  about = yaml.safe_load(metadata)
+  assert about['library_name'] == 'affectcodec_jax' and about['license'] == 'cc-by-nc-sa-4.0'
+  assert about['pipeline_tag'] == 'audio-to-audio' and 'arxiv:2605.23373' in about['tags']
+  assert load(out).fingerprint.hex() in body and 'of 0.75, 1.5, 2.25 kbps' in body
+  named = set(re.findall(r'^\| `([\w.]+\.(?:json|safetensors))` \|', body, re.M))
+  assert named == {p.name for p in out.iterdir()} - {'README.md'}
+  if importlib.util.find_spec('huggingface_hub'):
+    from huggingface_hub import ModelCard
+    assert ModelCard.load(out / 'README.md').data.to_dict()['tags'] == about['tags']
+  shutil.copytree(out, tmp_path / 'again')
+  (tmp_path / 'again' / 'README.md').write_text('precious')
+  assert cli.main(['release', str(run), str(tmp_path / 'again')]) == 0
+  assert (tmp_path / 'again' / 'README.md').read_text() == 'precious'
 
 
 def test_changed_files_are_refused(released, tmp_path):

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 
 from affectcodec_jax.audio import at_codec_level, pad_to_frames
+from affectcodec_jax.common import progress
 from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.folder import FolderSource
@@ -52,8 +52,8 @@ def read_items(data, split, limit=0, labelled=False):
     raise UserError(f'{data}: no file of split {split} has a known emotion')
   count = min(limit or len(chosen), len(chosen))
   found = False
-  for i in tqdm.tqdm(np.linspace(0, len(chosen) - 1, count).astype(int), desc=str(split), unit='file',
-                     smoothing=0):
+  spread = np.linspace(0, len(chosen) - 1, count).astype(int)
+  for i in progress.bar(spread, desc=str(split), unit='file', smoothing=0):
     item = source[chosen[i]]
     if item is not None:
       found = True

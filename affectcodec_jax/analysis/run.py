@@ -145,11 +145,11 @@ def transplant(args, picture):
 def rate_distortion(args, picture):
   """Error of the teacher's features over dimensions and levels of the emotion block."""
   import numpy as np
-  import tqdm
 
   from affectcodec_jax.analysis import plots
   from affectcodec_jax.analysis import rate_distortion as rd
   from affectcodec_jax.api import use_compilation_cache
+  from affectcodec_jax.common import progress
   from affectcodec_jax.config import parse_args, validate
   from affectcodec_jax.inference import weights
   frames = int(args.seconds * 50)
@@ -167,7 +167,7 @@ def rate_distortion(args, picture):
   rd.windows(train, frames)  # says so where every file is too short
   held_out = rd.windows(test, frames)
   cells = []
-  for d, n in tqdm.tqdm([(d, n) for n in args.levels for d in args.dimensions], unit='cell'):
+  for d, n in progress.bar([(d, n) for n in args.levels for d in args.dimensions], unit='cell'):
     errors = [rd.train_cell(config.model, (n,) * d, args.num_stages, train, held_out, steps=args.steps,
                             batch_size=args.batch_size, seed=seed) for seed in args.seeds]
     cells.append({'dimensions': d, 'levels': n, 'bits': rd.bits_per_frame((n,) * d, args.num_stages),

@@ -6,10 +6,10 @@ Where corpora differ in their recordings, telling speakers apart is partly telli
 """
 
 import numpy as np
-import tqdm
 
 from affectcodec_jax.analysis import probes
 from affectcodec_jax.analysis.leakage import hash_order
+from affectcodec_jax.common import progress
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.models.blocks import block_digits, split_blocks
 
@@ -84,7 +84,7 @@ def stage_probes(train, test, levels):
     stages = x['test'].shape[1]
     for task in results.values():
       task[kind] = {'alone': [], 'up_to': []}
-    for k in tqdm.tqdm(range(stages), desc=kind, unit='stage'):
+    for k in progress.bar(range(stages), desc=kind, unit='stage'):
       for what, part in (('alone', slice(k, k + 1)), ('up_to', slice(0, k + 1))):
         if what == 'up_to' and k == 0:
           for task in results.values():

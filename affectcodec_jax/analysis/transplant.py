@@ -9,9 +9,9 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-import tqdm
 
 from affectcodec_jax.analysis.codes import encode_clip, frame_mels, read_items
+from affectcodec_jax.common import progress
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.emotion import judges
@@ -142,7 +142,7 @@ def transplant(codec, data, split, limit, kbps=None):
     return encode_clip(codec, items[i]).codes[:, :stages]
 
   rows = []
-  for group in tqdm.tqdm(groups, unit='pair', smoothing=0):
+  for group in progress.bar(groups, unit='pair', smoothing=0):
     receiver = items[group.receiver]
     audio = {v: codec.decode(c) for v, c in variants(group, codes, levels).items()}
     rows.append({

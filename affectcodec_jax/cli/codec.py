@@ -1,4 +1,4 @@
-"""Commands on speech and token files: encode, decode, stream, info, truncate, emotion."""
+"""Commands on speech and token files: encode, decode, listen, stream, info, truncate, emotion."""
 
 import os
 import sys
@@ -8,18 +8,34 @@ from affectcodec_jax.common.errors import UserError
 
 
 def _encode_options(p):
-  p.add_argument('input', help='WAV, FLAC, OGG, MP3, M4A …, of any sample rate, or - for standard input')
-  p.add_argument('output', help='token file, .afc, or - for standard output')
+  p.add_argument('input', help='WAV, FLAC, OGG, MP3, M4A …, of any sample rate, a folder of them, or - for '
+                 'standard input')
+  p.add_argument('output', help='token file, .afc, folder, or - for standard output')
   add_checkpoint(p)
   add_kbps(p)
   p.add_argument('--entropy', action='store_true', help='a smaller file of the same tokens')
+  _add_workers(p)
 
 
 def _decode_options(p):
-  p.add_argument('input', help='token file, .afc, or -')
-  p.add_argument('output', help='.wav, .flac, .ogg, .opus or .mp3, or - for WAV to standard output')
+  p.add_argument('input', help='token file, .afc, a folder of them, or -')
+  p.add_argument('output', help='.wav, .flac, .ogg, .opus or .mp3, folder, or - for WAV to standard output')
   add_checkpoint(p, 'the one that encoded it (default: the packaged codec)')
   p.add_argument('--kbps', type=float, help='decode at a lower rate than the file has')
+  _add_workers(p)
+
+
+def _add_workers(p):
+  p.add_argument('--workers', type=int, metavar='N',
+                 help='processes for a folder (default: one a core, or a single one on an accelerator)')
+
+
+def _listen_options(p):
+  p.add_argument('input', help='WAV, FLAC, OGG, MP3, M4A …, of any sample rate, or - for standard input')
+  p.add_argument('-o', '--output', metavar='PAGE', help='file to write (default: NAME.listen.html here)')
+  add_checkpoint(p)
+  p.add_argument('--seconds', type=float, default=30.0, help='of its beginning (default 30)')
+  p.add_argument('--no-open', action='store_true', help='do not open the page in the browser')
 
 
 def _stream_options(p):
@@ -71,32 +87,50 @@ def _report(args, *facts):
 
 
 def _encode(args):
-  from affectcodec_jax import audio
-  from affectcodec_jax.tokens import afc
+  from affectcodec_jax.cli import convert
+  if os.path.isdir(args.input):
+    return convert.encode_folder(args)
   _check_output(args)
-  samples = audio.read_audio(args.input)
-  codec = load(args.checkpoint)
-  tokens = codec.encode(samples, audio.SAMPLE_RATE, args.kbps)
-  if args.entropy:
-    import dataclasses
-
-    from affectcodec_jax.models.codec import digit_bits
-    tokens = dataclasses.replace(tokens, digit_bits=digit_bits(codec.config.model))
-  afc.write_tokens(args.output, tokens)
-  seconds = len(samples) / audio.SAMPLE_RATE
-  _report(args, f'{seconds:.2f} s, {tokens.kbps:g} kbps')
+  seconds, kbps = convert.encode_file(lambda: load(args.checkpoint), args, args.input, args.output)
+  _report(args, f'{seconds:.2f} s, {kbps:g} kbps')
 
 
 def _decode(args):
   from affectcodec_jax import audio
-  from affectcodec_jax.tokens import afc
+  from affectcodec_jax.cli import convert
+  if os.path.isdir(args.input):
+    return convert.decode_folder(args)
   _check_output(args)
   audio.check_writable_kind(args.output)
-  tokens = afc.read_tokens(args.input)
-  codec = load(args.checkpoint)
-  samples = codec.decode(tokens, args.kbps)
-  audio.write_audio(args.output, samples)
-  _report(args, f'{len(samples) / audio.SAMPLE_RATE:.2f} s')
+  seconds = convert.decode_file(lambda: load(args.checkpoint), args, args.input, args.output)
+  _report(args, f'{seconds:.2f} s')
+
+
+def _listen(args):
+  import pathlib
+
+  from affectcodec_jax import audio
+  from affectcodec_jax.common.files import write_whole
+  from affectcodec_jax.evaluation.listen import make_page
+  if not 0.02 <= args.seconds <= 600:
+    raise UserError(f'--seconds {args.seconds:g}: give 0.02 to 600')
+  name = 'recording' if args.input == '-' else pathlib.Path(args.input).name
+  args.output = args.output or f'{pathlib.Path(name).stem}.listen.html'
+  _check_output(args)
+  samples = audio.read_audio(args.input)
+  shown = samples[:round(args.seconds * audio.SAMPLE_RATE)]
+  page = make_page(load(args.checkpoint), shown, name, len(samples) / audio.SAMPLE_RATE)
+  write_whole(args.output, page.encode())
+  _report(args, f'{len(shown) / audio.SAMPLE_RATE:.2f} s')
+  if args.output != '-' and not args.no_open:
+    _open_page(pathlib.Path(args.output).resolve())
+
+
+def _open_page(path):
+  """Shows a page in the browser, where there is a screen: without one a text browser would come up."""
+  import webbrowser
+  if sys.platform in ('darwin', 'win32') or {'DISPLAY', 'WAYLAND_DISPLAY', 'BROWSER'} & set(os.environ):
+    webbrowser.open(path.as_uri())
 
 
 def _stream(args):
@@ -165,11 +199,21 @@ def _emotion(args):
       print(f'{name:11} {value:.2f}')
 
 
+_FOLDERS = """\
+Of a folder every file is converted, to the same place in the other folder (hidden files are left out). An
+output that is whole and newer than its input is kept: the same command goes on where it was stopped. Files
+that cannot be converted are named at the end, and the exit code is 2; the others are done."""
+
 COMMANDS = {
-    'encode': Command('speech file to token file', 'encode in.wav out.afc --kbps 1.5', _encode_options,
-                      _encode),
-    'decode': Command('token file to 16 kHz speech file', 'decode out.afc out.wav', _decode_options,
-                      _decode),
+    'encode': Command('speech file to token file, or a folder of them',
+                      'encode in.wav out.afc --kbps 1.5', _encode_options, _encode, _FOLDERS),
+    'decode': Command('token file to 16 kHz speech file, or a folder of them', 'decode out.afc out.wav',
+                      _decode_options, _decode, _FOLDERS),
+    'listen': Command('one page to hear and see a recording at every rate', 'listen in.wav -o page.html',
+                      _listen_options, _listen, """\
+Players and spectrograms with pitch of the original and of each rate, their sizes, the tokens with the
+emotion digits marked, and the emotion that the packaged teacher and an independent judge classify. The page
+needs nothing else, and opens in the browser where there is a screen."""),
     'stream': Command('raw 16-bit mono PCM at 16 kHz through the codec, pipe to pipe',
                       'stream --kbps 1.5 < in.pcm > out.pcm', _stream_options, _stream),
     'info': Command('what a token file, a training run or the packaged codec holds', 'info out.afc',

@@ -33,7 +33,8 @@ def load(checkpoint):
   return api.load(checkpoint)
 
 
-def add_checkpoint(parser, text='workdir of a training run (default: the packaged codec)'):
+def add_checkpoint(parser, text='workdir of a training run, released codec, or org/name on the '
+                   'Hugging Face Hub (default: the packaged codec)'):
   parser.add_argument('--checkpoint', default='pretrained', help=text)
 
 

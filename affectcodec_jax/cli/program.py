@@ -5,6 +5,7 @@ import os
 import sys
 
 from affectcodec_jax.cli import analyse, codec, corpus, publish, teacher, training
+from affectcodec_jax.common import progress
 from affectcodec_jax.common.errors import UserError, run_command
 
 GROUPS = {
@@ -33,6 +34,7 @@ def _run(words):
           file=sys.stdout if words[1:] else sys.stderr)
     return 0 if words[1:] else 2
   name, rest = find(words)
+  rest = progress.take_options(rest)
   command, parser = COMMANDS[name], make_parser(name)
   if command.takes_config:
     if {'-h', '--help'} & set(rest):
@@ -86,6 +88,8 @@ def make_parser(name):
       epilog=f'example:\n  {program()} {command.example}',
       formatter_class=argparse.RawDescriptionHelpFormatter)
   command.add_options(parser)
+  for names, text in progress.OPTIONS.items():  # `take_options` reads them
+    parser.add_argument(*names, action='store_true', help=text)
   return parser
 
 

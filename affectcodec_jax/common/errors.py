@@ -1,9 +1,10 @@
 """The one exception a user is meant to read, and how commands show it."""
 
 import importlib
-import logging
 import sys
 import traceback
+
+from affectcodec_jax.common import progress
 
 
 class UserError(Exception):
@@ -18,7 +19,7 @@ def run_command(command):
 
   130 after Ctrl-C, as shells have it.
   """
-  logging.basicConfig(format='%(message)s', level=logging.WARNING)
+  progress.log_to_stderr()
   if hasattr(sys.stdout, 'reconfigure'):
     sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be UTF-8
   try:

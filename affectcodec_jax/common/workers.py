@@ -8,6 +8,8 @@ import signal
 import threading
 import time
 
+from affectcodec_jax.common import progress
+
 Died = concurrent.futures.process.BrokenProcessPool  # a process of the pool ended: killed, or out of memory
 
 
@@ -62,6 +64,8 @@ def in_order(executor, work, items, ahead):
 def _start(start, settings):
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to stop
   threading.Thread(target=leave_with, args=(os.getppid(),), daemon=True).start()
+  progress.log_to_stderr()
+  progress.set_verbosity(quiet=True)  # the parent has the bar
   if start:
     start(*settings)
 

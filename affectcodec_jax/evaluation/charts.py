@@ -69,8 +69,9 @@ def rate_curve(systems, metric):
     if points:
       x, means = [k for k, _ in points], [s['mean'] for _, s in points]
       spread = np.abs(np.array([[s['mean'] - s['low'], s['high'] - s['mean']] for _, s in points]).T)
-      axes.errorbar(x, means, yerr=spread, marker='o^svDPX*pd'[i % 10], markersize=7 if i == 0 else 5,
-                    linewidth=2.4 if i == 0 else 1.4, capsize=3, color=SERIES[i % 10], elinewidth=1)
+      axes.errorbar(x, means, yerr=spread if spread.any() else None, marker='o^svDPX*pd'[i % 10],
+                    markersize=7 if i == 0 else 5, linewidth=2.4 if i == 0 else 1.4, capsize=3,
+                    color=SERIES[i % 10], elinewidth=1)
   for _, score in systems.get('original', []):
     if score:
       axes.axhline(score['mean'], color=INK, linestyle=(0, (4, 4)), linewidth=1)

@@ -1,8 +1,8 @@
 """How well both judges, and the packaged teacher beside them, tell emotion in labelled speech."""
 
 import numpy as np
-import tqdm
 
+from affectcodec_jax.common import progress
 from affectcodec_jax.common.files import make_folder, write_json
 from affectcodec_jax.data.folder import FolderSource
 from affectcodec_jax.emotion import judges
@@ -24,7 +24,8 @@ def score_judges(data, out):
   clips, features, truth = {}, {}, {}
   for split in ('train', 'valid', 'test'):
     clips[split] = judges.labelled(FolderSource(data, split))
-    features[split] = np.stack([functionals(c['audio']) for c in tqdm.tqdm(clips[split], desc=split)])
+    shown = progress.bar(clips[split], desc=split, unit='clip')
+    features[split] = np.stack([functionals(c['audio']) for c in shown])
     truth[split] = [c['emotion'] for c in clips[split]]
   svm = judges.fit_svm(features['train'], truth['train'], features['valid'], truth['valid'])
   test = clips['test']

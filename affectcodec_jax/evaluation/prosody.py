@@ -1,5 +1,7 @@
 """Pitch and loudness of a decoded file against its original's."""
 
+import warnings
+
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE
@@ -15,7 +17,9 @@ def pitch(audio):
   Raises:
     UserError: pyworld is not installed.
   """
-  world = require_extra('pyworld')
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # of pyworld's own imports
+    world = require_extra('pyworld')
   audio = np.ascontiguousarray(audio, np.float64)
   f0, times = world.dio(audio, SAMPLE_RATE, f0_floor=60.0, f0_ceil=600.0)
   return world.stonemask(audio, f0, times, SAMPLE_RATE)

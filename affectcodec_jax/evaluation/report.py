@@ -1,5 +1,6 @@
 """One HTML page of an evaluation that holds all it shows: curves, tables, sound and pictures."""
 
+import functools
 import io
 import pathlib
 
@@ -11,7 +12,7 @@ from affectcodec_jax.common.files import write_whole
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.evaluation import charts, prosody
 from affectcodec_jax.evaluation.metrics import METRICS
-from affectcodec_jax.evaluation.summary import COLUMNS, JUDGE_COLUMNS
+from affectcodec_jax.evaluation.summary import COLUMNS, FEWEST, JUDGE_COLUMNS, count
 
 EMOTION_CURVES = ('f0_correlation', 'f0_rmse', 'egemaps_drift', 'energy_correlation')
 QUALITY_CURVES = ('pesq', 'estoi', 'visqol', 'distillmos', 'wer', 'speaker_resemblyzer', 'mel',
@@ -39,17 +40,34 @@ def write_report(path, results, rows, systems, read, num_clips):
                                    undefined=jinja2.StrictUndefined)
   template = environment.from_string((pathlib.Path(__file__).parent / 'report.html').read_text())
   present = {name for r in results['systems'].values() for name, s in r['scores'].items() if s}
-  order = [c for c in columns(results) if c in present]
+  few, untold = results['speakers'] < FEWEST, left_out(results)
+  order = [c for c in columns(results) if c in present - untold]
   names = list(dict.fromkeys(r['system'] for r in results['systems'].values()))
   page = template.render(
-      results=results, columns={c: columns(results)[c] for c in order}, cell=cell, emotions=EMOTIONS,
+      results=results, columns={c: columns(results)[c] for c in order}, emotions=EMOTIONS,
+      few=few, confusion=not few and labelled_emotions(results) > 1, count=count,
+      cell=functools.partial(cell, ranges=not few),
       series=[n for n in names if n != 'original'], headlines=headlines(results, order),
       emotion_curves=curves(results, [*judge_curves(results), *EMOTION_CURVES], order),
-      quality_curves=curves(results, QUALITY_CURVES, order), bars=bars(results),
+      quality_curves=curves(results, QUALITY_CURVES, order), bars=[] if few else bars(results),
       best=best_of(results, order), clips=clips(rows, systems, read, num_clips),
       tested=tested_labels(results),
       metrics={k: (v, METRICS[k].licence if k in METRICS else '') for k, v in results['metrics'].items()})
   write_whole(path, page.encode())
+
+
+def left_out(results):
+  """Columns that say nothing of so few speakers or labelled emotions (`summary.limits`)."""
+  few = results['speakers'] < FEWEST
+  kinds = {'macro', 'weighted', 'accuracy'} if few or labelled_emotions(results) < 2 else set()
+  kinds |= {'agreement'} if few else set()
+  names = {f'{judge}_{kind}' for judge in [*results['judges'], 'all'] for kind in kinds}
+  return names | ({'egemaps_drift'} if few else set())
+
+
+def labelled_emotions(results):
+  """How many emotions the recordings have labels of."""
+  return len(results['systems']['original']['emotions'])
 
 
 def tested_labels(results):
@@ -73,22 +91,26 @@ def judge_curves(results):
   return first + [f'{j}_{k}' for j in results['judges'] for k in ('agreement', 'variation')]
 
 
-def cell(score, digits):
-  """'0.812' and '±' half the interval, or '–'."""
+def cell(score, digits, ranges=True):
+  """'0.812' and, with `ranges`, its interval '0.790 … 0.830'; '–' of none."""
   if not score:
     return '–', ''
+  if not ranges:
+    return f'{score["mean"]:.{digits}f}', ''
   return f'{score["mean"]:.{digits}f}', f'{score["low"]:.{digits}f} … {score["high"]:.{digits}f}'
 
 
 def curves(results, metrics, present):
   """{metric: SVG} of those that were measured."""
-  headings = columns(results)
+  headings, few = columns(results), results['speakers'] < FEWEST
   drawn = {}
   for metric in metrics:
     if metric in present:
       points = {}
       for r in results['systems'].values():
-        points.setdefault(r['system'], []).append((r['measured_kbps'], r['scores'].get(metric)))
+        score = r['scores'].get(metric)
+        score = score | dict.fromkeys(('low', 'high'), score['mean']) if few and score else score
+        points.setdefault(r['system'], []).append((r['measured_kbps'], score))
       arrow = ' ↑' if headings[metric][1] > 0 else ' ↓'
       drawn[metric] = charts.rate_curve(points, headings[metric][0] + arrow)
   return drawn
@@ -114,7 +136,8 @@ def headlines(results, present):
   tested, found = [results['systems'][k] for k in tested_labels(results)], []
   for metric in (m for m in HEADLINES if m in present and tested):
     heading, sense, digits = columns(results)[metric]
-    values = [(f'{r["kbps"]:g}', *cell(r['scores'].get(metric), digits)) for r in tested]
+    ranges = results['speakers'] >= FEWEST
+    values = [(f'{r["kbps"]:g}', *cell(r['scores'].get(metric), digits, ranges)) for r in tested]
     found.append((heading, sense, values))
   return found
 
@@ -154,14 +177,15 @@ def _clip(item, systems):
       f0 = prosody.pitch(decoded)
     except UserError:  # pyworld is not installed
       f0 = None
-    decodings.append({'label': system.label, 'audio': _flac(decoded),
+    decodings.append({'label': system.label, 'audio': flac(decoded),
                       'picture': charts.spectrogram_with_pitch(decoded, f0)})
   return {'name': pathlib.Path(item['name']).name, 'speaker': item['speaker'], 'text': item['text'],
           'emotion': EMOTIONS[item['emotion']] if item['emotion'] >= 0 else '', 'decodings': decodings,
           'seconds': len(audio) / SAMPLE_RATE}
 
 
-def _flac(audio):
+def flac(audio):
+  """`[samples]` at 16 kHz as a data URL of a FLAC file."""
   file = io.BytesIO()
   soundfile.write(file, audio.clip(-1, 1), SAMPLE_RATE, format='FLAC', subtype='PCM_16')
   return charts.data_url('audio/flac', file.getvalue())

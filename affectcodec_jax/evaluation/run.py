@@ -12,15 +12,13 @@ import sys
 import tempfile
 
 from affectcodec_jax.audio import at_codec_level
-from affectcodec_jax.common import packaged
+from affectcodec_jax.common import packaged, progress
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.places import cache_folder
 
 
 def evaluate(args):
   """Scores the files and writes the results; `args` are those of the command `evaluate`."""
-  import tqdm
-
   from affectcodec_jax.common.files import make_folder, write_json
   from affectcodec_jax.data.folder import FolderSource
   from affectcodec_jax.emotion import judges
@@ -60,7 +58,7 @@ def evaluate(args):
 
   rows, signal = [], []
   scored = scoring.score_files(items(), args.checkpoint, peers, metrics, models, cache, args.jobs)
-  for item, records in tqdm.tqdm(scored, total=len(chosen), unit='file', smoothing=0):
+  for item, records in progress.bar(scored, total=len(chosen), unit='file', smoothing=0):
     rows += summary.make_rows(item, records)
     if sum(map(len, signal)) < facts.SECONDS * 16000:
       signal.append(at_codec_level(item['audio']))
@@ -74,7 +72,7 @@ def evaluate(args):
       'files': len({r['file'] for r in rows}), 'speakers': len({r['speaker'] or r['file'] for r in rows}),
       'seconds': sum(r['seconds'] for r in rows if r['system'] == 'original'),
       'skipped': source.skipped, 'judges': judges, 'metrics': metrics | models, 'absent': absent,
-      'systems': summary.summarise(rows, judges)}
+      'limits': summary.limits(rows), 'systems': summary.summarise(rows, judges)}
   for system in systems[1:]:
     try:  # a copy each time: the codec under test does not encode the same array twice
       factor = facts.real_time_factor(
@@ -176,11 +174,13 @@ def write_rows(path, rows):
 
 def overview(results):
   """The table that the command prints: a line a system."""
+  from affectcodec_jax.evaluation.summary import count
   shown = {'measured': 'kbps', **{f'{j}_macro': f'MEDR {j}' for j in results['judges']},
            'network_agreement': 'agree', 'f0_correlation': 'F0 corr', 'pesq': 'PESQ', 'estoi': 'ESTOI',
            'visqol': 'ViSQOL', 'distillmos': 'DMOS', 'mel': 'mel', 'speaker_resemblyzer': 'speaker',
            'wer': 'WER'}
-  lines = [f'{results["files"]} files of {results["speakers"]} speakers; means, intervals in results.json',
+  files, speakers = count(results['files'], 'file'), count(results['speakers'], 'speaker')
+  lines = [f'{files} of {speakers}; means, intervals in results.json',
            f'{"":18}' + ''.join(f'{h:>14}' for h in shown.values())]
   for label, r in results['systems'].items():
     cells = [f'{r["measured_kbps"]:.2f}' if r['measured_kbps'] else '']
@@ -190,4 +190,4 @@ def overview(results):
     lines.append(f'{label:18}' + ''.join(f'{c:>14}' for c in cells))
   problems = {f'{label}, {metric}: {p["count"]} files not scored, first {p["first"]}'
               for label, r in results['systems'].items() for metric, p in r['problems'].items()}
-  return '\n'.join([*lines, *sorted(problems)])
+  return '\n'.join([*lines, *sorted(problems), *results['limits']])

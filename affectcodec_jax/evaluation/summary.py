@@ -22,6 +22,34 @@ COLUMNS = {
 JUDGE_COLUMNS = {'macro': ('MEDR %', -1, 1), 'weighted': ('WEDR %', -1, 1), 'accuracy': ('recall', 1, 3),
                  'agreement': ('agreement', 1, 3), 'variation': ('variation', -1, 3)}
 
+# Speakers below which no interval is shown: a bootstrap of n has (2n - 1 choose n) different draws, 35 of
+# four and 126 of five, and a bound at 2.5 % needs 40.
+FEWEST = 5
+
+
+def limits(rows):
+  """What rows of so few recordings do not tell, a sentence each; an empty list where there are enough."""
+  originals = [r for r in rows if r['system'] == 'original']
+  speakers = len({r['speaker'] or r['file'] for r in originals})
+  found = []
+  if speakers < FEWEST:
+    found.append(
+        f'{count(len(originals), "file")} of {count(speakers, "speaker")}: these figures describe the '
+        'recordings, not the codec. Intervals, which are over speakers, are left out below '
+        f'{FEWEST} of them, and so is what counts clips or compares with their spread: agreement, recall, '
+        'MEDR, WEDR, confusion, eGeMAPS drift.')
+  elif not any(r['speaker'] for r in originals):
+    found.append('Speakers are not known, so each file counts as one: where several are of one speaker, '
+                 'intervals are too narrow.')
+  if speakers >= FEWEST and len({r['emotion'] for r in originals} - {-1}) < 2:
+    found.append('Fewer than two emotions are labelled: recall, MEDR, WEDR and confusion are left out.')
+  return found
+
+
+def count(number, noun):
+  """'1 file', '2 files'."""
+  return f'{number} {noun}{"" if number == 1 else "s"}'
+
 
 def add_judgements(rows, judges, svm=None):
   """Completes rows by what needs the original or the whole set beside it.

@@ -75,13 +75,14 @@ class Inference:
     self.latent, self.latent_between = latent, latent_between
     self.pitch, self.synthesise = pitch, synthesise
 
-  def encode(self, params, frozen, recordings, batch=1):
+  def encode(self, params, frozen, recordings, batch=1, progress=list):
     """Codes of recordings, `[samples]` each, at the codec's level.
 
     Args:
       params, frozen: of the codec and of the network that its encoder reads.
       recordings: list of `[samples]` float32.
       batch: pieces computed at once.
+      progress: goes through a list of batches, as `tqdm.tqdm` does; called twice.
 
     Returns:
       int32 `[ceil(samples / 320), stages]` of each.
@@ -90,9 +91,9 @@ class Inference:
       UserError: too long for a teacher that needs the whole recording at once.
     """
     frames = [-(-len(r) // HOP_LENGTH) for r in recordings]
-    u_e, embedding = self.encode_emotion(params, frozen, recordings, batch)
+    u_e, embedding = self.encode_emotion(params, frozen, recordings, batch, progress)
     codes = [np.zeros((n, 0), np.int32) for n in frames]
-    for group in self._batches(frames, batch):
+    for group in progress(list(self._batches(frames, batch))):
       pieces = [cut(recordings[i], start, size, self.encoder_context)
                 for i, start, size in group]
       emotion = [_rows(u_e[i], start, size) for i, start, size in group]
@@ -104,7 +105,7 @@ class Inference:
         codes[i][start:start + size] = indices[k][:frames[i] - start]
     return codes
 
-  def encode_emotion(self, params, frozen, recordings, batch=1):
+  def encode_emotion(self, params, frozen, recordings, batch=1, progress=list):
     """The emotion path alone, of the arguments of `encode`.
 
     Returns:
@@ -123,7 +124,7 @@ class Inference:
                       'recording at once; train it with a student (python -m affectcodec_jax teacher '
                       'distil) or cut the recording')
     whole, context = context is None, context or 0
-    for group in self._batches(frames, batch, whole):
+    for group in progress(list(self._batches(frames, batch, whole))):
       pieces = [cut(recordings[i], start, size, context) for i, start, size in group]
       mask = [inside(frames[i], start, size, context) for i, start, size in group]
       latent, part = jax.device_get(self.emotion(
@@ -135,14 +136,14 @@ class Inference:
     embedding = [pool_parts(p) if p[0] else np.zeros(0, np.float32) for p in parts]
     return u_e, embedding
 
-  def decode(self, params, codes, batch=1):
+  def decode(self, params, codes, batch=1, progress=list):
     """Audio, float32 `[frames * 320]` each, of codes `[frames, m]` of any one number of stages."""
     frames = [len(c) for c in codes]
     audio = [np.zeros(n * HOP_LENGTH, np.float32) for n in frames]
     if self.has_source:
       increments = self._increments(params, codes, batch)
       phases = [source_filter.phases_of_frames(x) for x in increments]
-    for group in self._batches(frames, batch):
+    for group in progress(list(self._batches(frames, batch))):
       latent = self.latent(params, self._pieces(codes, group, batch))
       source = None
       if self.has_source:

@@ -8,6 +8,7 @@ OUT then goes wherever a run goes for using the codec, and into `train --init_fr
   codec.safetensors          the codec's parameters (the average over steps), float16
   discriminator.safetensors  the discriminator at that step, float16, for training on
   teacher.safetensors        the emotion teacher, float16, and student.safetensors where there is one
+  README.md                  a model card
 """
 
 import json

@@ -10,13 +10,10 @@ import functools
 import hashlib
 import json
 import pathlib
-import sys
 import time
 from typing import Any
 
-import tqdm
-
-from affectcodec_jax.common import workers
+from affectcodec_jax.common import progress, workers
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath, make_folder, parse_json, write_json, write_whole
 from affectcodec_jax.data.folder import list_rows, select_rows
@@ -82,7 +79,7 @@ def tokenize(load: Load, data: AnyPath, out: AnyPath, checkpoint: AnyPath = 'pre
   encode = functools.partial(_encode, load, checkpoint, codec['kbps'], batch)
   clips, bad, start = [], [], time.time()
   done = {'clips': 0, 'seconds': 0.0}  # in this run
-  bar = tqdm.tqdm(total=sum(len(shards[i]) for i in todo), unit='clip', disable=not sys.stderr.isatty())
+  bar = progress.bar(total=sum(len(shards[i]) for i in todo), unit='clip')
   for (shard, part), results in _in_order(chunks, encode, processes):
     for row, (tokens, reason) in zip(part, results):
       if tokens is None:

@@ -5,13 +5,12 @@ import logging
 import math
 import os
 import pathlib
-import sys
 import time
 
 import tensorboardX
-import tqdm
 
 from affectcodec_jax.audio import write_audio
+from affectcodec_jax.common import progress
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import parse_json, whole, write_whole
 from affectcodec_jax.common.pictures import spectrogram
@@ -30,10 +29,8 @@ class MetricWriter:
     tensorboardX.record_writer.register_writer_factory(_EVENTS, self.events)
     folder = pathlib.Path(workdir).absolute() / 'tensorboard'
     self.board = tensorboardX.SummaryWriter(f'{_EVENTS}:{folder}', purge_step=start_step + 1)
-    terminal = sys.stderr.isatty()
-    self.bar = tqdm.tqdm(total=total_steps, initial=start_step, unit='step', smoothing=0.1,
-                         dynamic_ncols=True, disable=not terminal)
-    self.plain = not terminal
+    self.bar = progress.bar(total=total_steps, initial=start_step, unit='step', smoothing=0.1)
+    self.plain = progress.is_hidden() and not progress.is_quiet()
     self.total = total_steps
     self.first = (start_step, time.time())
 

@@ -1,12 +1,18 @@
 """Makes of a training run the folder of small files that a released codec is (`inference.release`).
 
+With its README.md, a model card, it is a repository for the Hugging Face Hub as it stands.
+
 The optimisers' moments stay in the run: they are eight times as large, and with beta2 = 0.99 a hundred
 steps make them anew.
 """
 
+import logging
+
 import numpy as np
 
 from affectcodec_jax.common.errors import UserError
+
+README = 'README.md'
 
 
 def save(run, out):
@@ -17,11 +23,11 @@ def save(run, out):
   """
   import jax
 
-  from affectcodec_jax.common.files import make_folder, write_json
+  from affectcodec_jax.common.files import make_folder, write_json, write_whole
   from affectcodec_jax.config import load_config
   from affectcodec_jax.inference import release, weights
   from affectcodec_jax.models.params import load_params, save_params
-  from affectcodec_jax.training import checkpoints
+  from affectcodec_jax.training import checkpoints, model_card
   from affectcodec_jax.training.state import create_state
 
   config = load_config(run / 'config.json')
@@ -36,6 +42,7 @@ def save(run, out):
   trees |= {f'{name}.safetensors': tree for name, tree in frozen.items()}
   for name, tree in trees.items():
     save_params(out / name, tree, np.float16)
+  packaged_teacher = config.teacher.kind == 'compact' and not config.teacher.path
   config.data.path = config.teacher.path = ''  # of the machine it was trained on
   if config.teacher.student:
     config.teacher.student = 'student.safetensors'
@@ -43,4 +50,11 @@ def save(run, out):
   fingerprint = weights.fingerprint(config.model.to_dict(), rounded, network).hex()
   card = {'step': int(state.step), 'fingerprint': fingerprint, 'config': config.to_dict()}
   write_json(out / release.CONFIG, card)
-  return [out / name for name in (release.CONFIG, *trees)]
+  names = [release.CONFIG, *trees]
+  if (out / README).exists():  # perhaps with what its maker has written into it
+    logging.warning('%s: was there and is kept; step and fingerprint in it may be of another release',
+                    out / README)
+  else:
+    text = model_card.text(config, card['step'], fingerprint, names, out.resolve().name, packaged_teacher)
+    write_whole(out / README, text.encode())
+  return [out / name for name in (*names, README)]

@@ -1,0 +1,52 @@
+"""Draws overview.png, the README's picture, from the committed logs: `python docs/figures/overview.py`."""
+
+import json
+import pathlib
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+FOLDER = pathlib.Path(__file__).parent
+LOGS = FOLDER.parent / 'logs' / 'evaluation'
+PANELS = {'pesq': 'PESQ-WB',
+          'network_agreement': 'same emotion as the original\n(share of clips, neural classifier)',
+          'svm_agreement': 'same emotion as the original\n(share of clips, eGeMAPS and SVM)'}
+LINES = {'affectcodec': ('#d1431f', 'o', 2.2), 'opus': ('#2b6cb0', '^', 1.3),
+         'amrwb': ('#6b8e23', 's', 1.3), 'codec2': ('#805ad5', 'v', 1.3)}
+NAMES = {'affectcodec': 'AffectCodec 0.1.0', 'opus': 'Opus', 'amrwb': 'AMR-WB', 'codec2': 'Codec 2'}
+
+
+def main():
+  """Panels over measured bit rate: release 0.1.0 and peers on test files, 0.2.0 on validation files."""
+  test, valid = (json.loads((LOGS / name).read_text())['systems']
+                 for name in ('pretrained.json', 'valid-0.2.0.json'))
+  figure, panels = plt.subplots(1, len(PANELS), figsize=(12, 3.7), constrained_layout=True)
+  for axes, (metric, heading) in zip(panels, PANELS.items()):
+    for name, (colour, marker, width) in LINES.items():
+      draw(axes, test, name, metric, NAMES[name], color=colour, marker=marker, linewidth=width)
+    draw(axes, valid, 'affectcodec', metric, 'AffectCodec 0.2.0 (other files: validation)', color='#d1431f',
+         marker='o', linewidth=2.2, linestyle='--', markerfacecolor='white')
+    axes.set_title(heading, fontsize=11)
+    axes.set_xscale('log', base=2)
+    axes.set_xticks([1.5, 3, 6, 12], ['1.5', '3', '6', '12'])
+    axes.minorticks_off()
+    axes.set_xlabel('kbit/s, measured')
+    axes.grid(axis='y', linewidth=0.5)
+    axes.spines[['top', 'right']].set_visible(False)
+  figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=5, frameon=False)
+  figure.savefig(FOLDER / 'overview.png', dpi=110, metadata={'Software': None})
+
+
+def draw(axes, systems, name, metric, label, **style):
+  """Means of one codec at its rates, with 95 % intervals over speakers."""
+  of_codec = [r for r in systems.values() if r['system'] == name]
+  points = sorted((r['measured_kbps'], r['scores'][metric]) for r in of_codec)
+  x, means = [k for k, _ in points], [s['mean'] for _, s in points]
+  spread = [[s['mean'] - s['low'] for _, s in points], [s['high'] - s['mean'] for _, s in points]]
+  axes.errorbar(x, means, yerr=spread, label=label, capsize=2, elinewidth=0.8, **style)
+
+
+if __name__ == '__main__':
+  main()
