@@ -2,16 +2,19 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import pathlib
 import pickle
 import random
+import types
 
 import numpy as np
 import pytest
 import soundfile
 
+from affectcodec_jax.common import audio_reader, retry
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data import file_index, folder
 from affectcodec_jax.data.folder import FolderSource
@@ -233,3 +236,78 @@ def test_rows_come_back_as_they_went_in(tmp_path, cache):
   file.write_bytes(b'damaged')  # made anew when the next process is sent to it
   assert list(pickle.loads(pickle.dumps(kept))) == rows
   assert list(pickle.loads(pickle.dumps(Rows([])))) == []
+
+
+# ---- Networks ----
+
+
+@pytest.fixture
+def network(monkeypatch):
+  """Files of a network: of `failures` the next is raised at the next read, or `open`, and so on."""
+  monkeypatch.setattr(retry, 'PAUSES', (0, 0, 0))
+  state = types.SimpleNamespace(failures=[], at='read', tries=0)
+
+  def fail():
+    if state.failures:
+      state.tries += 1
+      number = state.failures.pop()
+      raise OSError(number, os.strerror(number))
+
+  class File(io.FileIO):
+    def read(self, size=-1):
+      if state.at == 'read' and self.tell() > 2000:  # in the middle of it
+        fail()
+      return super().read(size)
+
+    def readinto(self, buffer):
+      if state.at == 'read' and self.tell() > 2000:
+        fail()
+      return super().readinto(buffer)
+
+  def opened(path, mode, buffering):
+    if state.at == 'open':
+      fail()
+    return File(path, mode)
+
+  monkeypatch.setattr(audio_reader, 'open', opened, raising=False)
+  return state
+
+
+@pytest.mark.parametrize('at', ['open', 'read'])
+@pytest.mark.parametrize('suffix', ['wav', 'flac', 'ogg', 'mp3'])
+def test_what_fails_twice_is_read_at_the_third_try(tmp_path, network, caplog, at, suffix):
+  source = FolderSource(tone(tmp_path / f'a.{suffix}', 2.0))
+  expected = source[0]['audio']
+  caplog.clear()
+  network.at, network.failures = at, [errno.EIO, errno.ESTALE]
+  np.testing.assert_array_equal(source[0]['audio'], expected)
+  assert network.tries == 2 and source.skipped == 0 and not [m for m in caplog.messages if 'skipped' in m]
+
+
+def test_headers_are_read_again_too(tmp_path, network, caplog):
+  tone(tmp_path / 'a.wav')
+  network.at, network.failures = 'open', [errno.EIO] * 3
+  assert len(FolderSource(tmp_path)) == 1 and network.tries == 3 and not caplog.messages
+
+
+def test_what_goes_on_failing_is_skipped_in_the_end(tmp_path, network, caplog):
+  source = FolderSource(tone(tmp_path / 'a.wav', 2.0))
+  network.failures = [errno.EIO] * 4
+  assert source[0] is None and network.tries == 4 and source.skipped == 1
+  assert f'a.wav: cannot be read ({os.strerror(errno.EIO)})' in caplog.messages[-1]
+  assert source[0] is not None  # it is back
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.ENOENT, errno.EISDIR])
+def test_lasting_errors_are_not_tried_again(tmp_path, network, number):
+  source = FolderSource(tone(tmp_path / 'a.wav'))
+  network.at, network.failures = 'open', [number] * 2
+  assert source[0] is None and network.tries == 1
+
+
+def test_damage_is_not_tried_again(tmp_path, network, monkeypatch):
+  path = tone(tmp_path / 'a.wav')
+  source = FolderSource(path)
+  path.write_bytes(b'gone')
+  monkeypatch.setattr(retry.time, 'sleep', lambda seconds: pytest.fail('tried again'))
+  assert source[0] is None

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.joined import Part, damaged_pages, find_parts
+from affectcodec_jax.common.joined import Part, damaged_pages, find_parts, length
 
 MIN_RATE, MAX_RATE = 4000, 768000  # Hz
 _BLOCK = 1 << 18  # samples that are decoded at once
@@ -62,8 +62,43 @@ def open_sound(path, pipes=True):
     except FileNotFoundError as e:
       raise UserError(f'{name}: no such file') from e
     except (OSError, ValueError) as e:
-      raise UserError(f'{name}: cannot be read ({getattr(e, "strerror", None) or e})') from e
-    yield file
+      raise _failed(name, e) from e
+    watched = _Watched(file)
+    try:
+      yield watched
+    except UserError:
+      if not watched.error:
+        raise
+    if watched.error:
+      raise _failed(name, watched.error) from watched.error
+
+
+class _Watched:
+  """A file that keeps the first error of reading: decoders take one for damage, or for the end."""
+
+  def __init__(self, file):
+    self._file, self.error = file, None
+    self.seek, self.tell = file.seek, file.tell
+
+  def read(self, size=-1):
+    """As a file's; nothing after an error."""
+    return self._try(self._file.read, size) or b''
+
+  def readinto(self, buffer):
+    """As a file's; nothing after an error."""
+    return self._try(self._file.readinto, buffer) or 0
+
+  def _try(self, read, what):
+    if not self.error:
+      try:
+        return read(what)
+      except OSError as e:
+        self.error = e
+    return None
+
+
+def _failed(name, error):
+  return UserError(f'{name}: cannot be read ({getattr(error, "strerror", None) or error})')
 
 
 def read_blocks(file, name, start=0.0, seconds=None):
@@ -74,7 +109,7 @@ def read_blocks(file, name, start=0.0, seconds=None):
   Raises:
     UserError: not audio, or of a rate that no recording has.
   """
-  size = os.fstat(file.fileno()).st_size
+  size = length(file)
   if seconds is not None and (_header_seconds(file, (0, size), name) or 0) >= start + seconds:
     yield from _decode(file, (0, size), name, start)
     return
@@ -93,7 +128,7 @@ def duration(file, name):
   Raises:
     UserError: as `read_blocks`.
   """
-  known = _header_seconds(file, (0, os.fstat(file.fileno()).st_size), name)
+  known = _header_seconds(file, (0, length(file)), name)
   return sum(len(block) / rate for block, rate in read_blocks(file, name)) if known is None else known
 
 
@@ -152,7 +187,7 @@ def _without(seconds, blocks):
 
 def _open_sndfile(file, part):
   """A `SoundFile`, or None where FFmpeg has to read it."""
-  whole = part == (0, os.fstat(file.fileno()).st_size)
+  whole = part == (0, length(file))
   file.seek(part[0])
   magic = file.read(4)
   if not magic or magic[:3] == b'ID3' or (magic[0] == 0xff and magic[1:2] >= b'\xe0'):
@@ -160,7 +195,7 @@ def _open_sndfile(file, part):
   file.seek(0)
   try:
     # Without a name, so none that is not UTF-8 or that ends in .raw.
-    sound = soundfile.SoundFile(file.fileno() if whole else Part(file, *part), closefd=False)
+    sound = soundfile.SoundFile(file if whole else Part(file, *part), closefd=False)
   except (*_DAMAGE, TypeError):
     return None
   if sound.format == 'MP3' or sound.subtype.startswith('MPEG') or sound.frames >= 1 << 62:

@@ -14,6 +14,7 @@ from affectcodec_jax.common.audio_reader import duration, open_sound
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import parse_json, write_whole
 from affectcodec_jax.common.places import cache_folder
+from affectcodec_jax.common.retry import patiently
 
 _FEWEST = 200  # files an index is kept for; fewer are looked at in a moment
 _THREADS = 16  # they wait for disks and networks
@@ -83,7 +84,7 @@ def _stats(paths):
   found = []
   for path in paths:
     try:
-      stat = os.stat(path)
+      stat = patiently(os.stat, path)
       found.append([stat.st_size, stat.st_mtime_ns])
     except (OSError, ValueError):  # ValueError: a name with a zero byte in it
       found.append(None)
@@ -97,7 +98,11 @@ def _headers(paths):
 def _header(path):
   """(seconds, ''), or (None, what is wrong), of one file."""
   try:
-    with open_sound(path, pipes=False) as file:
-      return duration(file, path), ''
+    return patiently(_duration, path), ''
   except UserError as e:
     return None, str(e).removeprefix(f'{path}: ').split('; give')[0]
+
+
+def _duration(path):
+  with open_sound(path, pipes=False) as file:
+    return duration(file, path)

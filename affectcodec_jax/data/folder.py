@@ -10,6 +10,7 @@ from affectcodec_jax.audio import read_audio
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import parse_json
 from affectcodec_jax.common.labels import emotion_index
+from affectcodec_jax.common.retry import passes, patiently
 from affectcodec_jax.data.file_index import FileIndex
 from affectcodec_jax.data.rows import Rows
 
@@ -120,11 +121,11 @@ def list_rows(path):
 
 def _read_from(path, start, seconds):
   try:
-    return read_audio(path, start, seconds, pipes=False)
-  except UserError:
-    if not start:
+    return patiently(read_audio, path, start, seconds, False)
+  except UserError as e:
+    if not start or passes(e):
       raise
-    return read_audio(path, 0.0, seconds, pipes=False)  # it is shorter than its header says
+    return patiently(read_audio, path, 0.0, seconds, False)  # it is shorter than its header says
 
 
 def _scan(root):
@@ -132,7 +133,7 @@ def _scan(root):
   while waiting:
     folder = waiting.pop()
     try:
-      entries = _entries(os.path.join(root, folder))
+      entries = patiently(_entries, os.path.join(root, folder))
     except OSError as e:
       logging.warning('%s: not looked into (%s)', e.filename, e.strerror)
       continue
@@ -187,7 +188,7 @@ def _placing(root):
 def _read_manifest(path):
   rows, place = [], _placing(path.parent)
   try:
-    lines = path.read_text(encoding='utf-8-sig').split('\n')  # splitlines() would cut at U+2028
+    lines = patiently(path.read_text, 'utf-8-sig').split('\n')  # splitlines() would cut at U+2028
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f'{path}: cannot be read as UTF-8 text ({e})') from e
   for number, line in enumerate(lines, 1):
