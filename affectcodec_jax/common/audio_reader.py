@@ -77,8 +77,14 @@ class _Watched:
   """A file that keeps the first error of reading: decoders take one for damage, or for the end."""
 
   def __init__(self, file):
-    self._file, self.error = file, None
-    self.seek, self.tell = file.seek, file.tell
+    self._file, self.error, self.tell = file, None, file.tell
+
+  def seek(self, offset, whence=os.SEEK_SET):
+    """As a file's, but before its beginning there is only that: damaged headers send decoders there."""
+    try:
+      return self._file.seek(offset, whence)
+    except (OSError, ValueError):
+      return self._file.seek(0)
 
   def read(self, size=-1):
     """As a file's; nothing after an error."""
@@ -111,7 +117,7 @@ def read_blocks(file, name, start=0.0, seconds=None):
   """
   size = length(file)
   if seconds is not None and (_header_seconds(file, (0, size), name) or 0) >= start + seconds:
-    yield from _decode(file, (0, size), name, start)
+    yield from _decode(file, (0, size), name, start, seconds)
     return
   parts = find_parts(file)
   if not start and (damaged := damaged_pages(file)):
@@ -159,14 +165,14 @@ def _unreadable(name, error):
   return UserError(f'{name}: not a readable audio file ({reason}); give WAV, FLAC, OGG, MP3 or M4A')
 
 
-def _decode(file, part, name, start=0.0):
+def _decode(file, part, name, start=0.0, seconds=None):
   """`read_blocks` of one recording."""
   sound = _open_sndfile(file, part)
   if sound is None:
     yield from _by_ffmpeg(file, part, name, start)
     return
-  end, promised = yield from _by_sndfile(sound, name, start)
-  if end < promised:
+  end, wanted, promised = yield from _by_sndfile(sound, name, start, seconds)
+  if end < wanted:
     logging.warning('%s: its header says %.2f s, it is damaged or cut after %.2f s', name, promised, end)
     # Perhaps FFmpeg finds more behind it.
     with contextlib.suppress(UserError) if end > start else contextlib.nullcontext():
@@ -204,11 +210,24 @@ def _open_sndfile(file, part):
   return sound
 
 
-def _by_sndfile(sound, name, start):
-  """Yields blocks; returns (where they end, where the header says that they do), in seconds."""
+def whole_numbers(file):
+  """The opened `SoundFile` of a file of whole numbers of at most 24 bits; None for all others.
+
+  Joined files are one only if they are FLAC.
+  """
+  sound = _open_sndfile(file, (0, length(file)))
+  if sound and sound.subtype in ('PCM_S8', 'PCM_U8', 'PCM_16', 'PCM_24'):
+    if sound.format == 'FLAC' or len(find_parts(file)) == 1:
+      return _open_sndfile(file, (0, length(file)))  # anew: the parts were looked for in the same file
+  return None
+
+
+def _by_sndfile(sound, name, start, seconds):
+  """Yields blocks; returns (where they end, where they were to end, where the file is to), in seconds."""
   with sound:
     rate = check_rate(sound.samplerate, name)
     promised, skip, count = sound.frames, round(start * rate), 0
+    wanted = promised if seconds is None else min(promised, skip + round(seconds * rate))
     if skip and sound.seekable():
       try:
         count = sound.seek(min(skip, promised))
@@ -216,7 +235,8 @@ def _by_sndfile(sound, name, start):
       except _DAMAGE:
         pass  # what is skipped is read: some encodings cannot be sought in
     try:
-      while (block := sound.read(_BLOCK, dtype='float32', always_2d=True)).size:
+      while (block := sound.read(_BLOCK if seconds is None else min(_BLOCK, wanted - count),
+                                 dtype='float32', always_2d=True)).size:
         count += len(block)
         mono = block.mean(axis=1)[skip:]  # [samples, channels] -> [samples]
         skip = max(skip - len(block), 0)
@@ -224,7 +244,7 @@ def _by_sndfile(sound, name, start):
           yield mono, rate
     except _DAMAGE:
       pass  # FFmpeg reads on
-    return count / rate, promised / rate
+    return count / rate, wanted / rate, promised / rate
 
 
 # ---- FFmpeg ----
@@ -295,12 +315,12 @@ def _frames(container, name):
       packet = next(packets)
     except StopIteration:
       break
-    except _DAMAGE as e:
+    except (*_DAMAGE, _av().FFmpegError) as e:
       logging.warning('%s: damaged, what follows after %d packets is missing (%s)', name, good, e)
       break
     try:
       frames = packet.decode()
-    except _DAMAGE as e:
+    except (*_DAMAGE, _av().FFmpegError) as e:
       # Of joined MP3 files, the next one's tags are no sound.
       damaged += bytes(packet)[:3] not in (b'ID3', b'TAG', b'APE')
       if damaged > good + 1000:

@@ -1,6 +1,7 @@
 """Reads that fail as networks fail now and then, tried again."""
 
 import errno
+import os
 import time
 
 PAUSES = (0.1, 0.5, 2.0)  # seconds before the second, third and last try
@@ -16,6 +17,12 @@ def passes(error):
   error = error if isinstance(error, OSError) else error.__cause__
   return isinstance(error, (TimeoutError, ConnectionError)) or (
       isinstance(error, OSError) and error.errno in _PASSING)
+
+
+def named(error):
+  """The `OSError` that the text of an error names, where it is one that passes; else the error."""
+  number = next((n for n in _PASSING if os.strerror(n) in str(error)), None)
+  return error if number is None else OSError(number, os.strerror(number))
 
 
 def patiently(read, *args):

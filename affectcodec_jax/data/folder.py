@@ -9,19 +9,15 @@ import pathlib
 from affectcodec_jax.audio import read_audio
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import parse_json
-from affectcodec_jax.common.labels import emotion_index
-from affectcodec_jax.common.retry import passes, patiently
+from affectcodec_jax.common.retry import patiently
 from affectcodec_jax.data.file_index import FileIndex
-from affectcodec_jax.data.rows import Rows
+from affectcodec_jax.data.recordings import Recordings
 
 SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.m4a', '.aac', '.webm', '.amr')
 
 
-class FolderSource:
+class FolderSource(Recordings):
   """Random access to the usable files of one split.
-
-  Items are `{'audio': float32 [samples] at 16 kHz, 'emotion': int, 'speaker': str, 'corpus': str,
-  'gender': str, 'lang': str, 'text': str, 'name': str}`; what is not known is ''.
 
   Args:
     path: a directory, searched to its depths but for what is hidden (the folder of a file is its speaker;
@@ -56,47 +52,17 @@ class FolderSource:
     finally:
       index.save()
       bad = [f'{name} ({problem})' for name, problem in problems.items() if problem]
-      self.skipped, self._unreadable = len(bad), set()
       if bad:
         logging.warning('skipped %d of %d files: %s%s', len(bad), len(problems), '; '.join(bad[:3]),
                         ' …' if len(bad) > 3 else '')
     if not chosen:
       raise UserError(f'{path}: no usable audio file; files must be {", ".join(SUFFIXES)} '
                       f'of {min_seconds} s or more')
-    self._rows = Rows({k: v for k, v in row.items() if k != 'path'} for row in chosen)
+    super().__init__(({k: v for k, v in row.items() if k != 'path'} for row in chosen), len(bad))
 
-  def __len__(self):
-    return len(self._rows)
-
-  def duration(self, i):
-    """Seconds of item `i`, from its header."""
-    return self._rows[i]['seconds']
-
-  def emotion(self, i):
-    """Index of item `i`'s emotion (see `common.labels`), -1 where unknown, without reading its audio."""
-    return emotion_index(self._rows[i].get('emotion'))
-
-  def digest(self):
-    """Tells sets of other files, lengths or labels apart; where they lie does not matter."""
-    return self._rows.digest()
-
-  def read(self, i, start=0.0, seconds=None):
-    """A part of item `i`; None where the file does not decode, with a warning the first time."""
-    row = self._rows[i]
+  def _read(self, i, row, start, seconds):
     path = str(pathlib.Path(self._root, row['key']))
-    try:
-      audio = _read_from(path, start, seconds)
-    except UserError as e:
-      if i not in self._unreadable:
-        self._unreadable.add(i)
-        self.skipped += 1
-        logging.warning('skipped (%d so far): %s', self.skipped, e)
-      return None
-    return {'audio': audio, 'emotion': emotion_index(row.get('emotion')), 'name': path} | {
-        k: str(row.get(k, '')) for k in ('speaker', 'corpus', 'gender', 'lang', 'text')}
-
-  def __getitem__(self, i):
-    return self.read(int(i))
+    return path, read_audio(path, start, seconds, pipes=False)
 
 
 def list_rows(path):
@@ -117,15 +83,6 @@ def list_rows(path):
   if path.exists():
     raise UserError(f'{path}: give an audio file, a folder of them or a .jsonl manifest')
   raise UserError(f'{path}: no such folder or manifest')
-
-
-def _read_from(path, start, seconds):
-  try:
-    return patiently(read_audio, path, start, seconds, False)
-  except UserError as e:
-    if not start or passes(e):
-      raise
-    return patiently(read_audio, path, 0.0, seconds, False)  # it is shorter than its header says
 
 
 def _scan(root):
