@@ -39,22 +39,26 @@ def read_audio(path, start=0.0, seconds=None, pipes=True):
   Raises:
     UserError: no such file, not audio, empty, or with samples that are not finite.
   """
-  name = 'standard input' if path == '-' else path
-  out, stream, read, rate = [], None, 0.0, SAMPLE_RATE
   with open_sound(path, pipes) as file:
-    # In blocks, resampled one by one: neither does the length that a header promises have to be true, nor
-    # do hours at a high rate have to fit into memory.
-    for block, block_rate in read_blocks(file, name, start, seconds):
-      if stream and block_rate != rate:
-        out.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
-      if stream is None or block_rate != rate:
-        rate, stream = block_rate, _resampler(block_rate)
-      if seconds is not None:
-        block = block[:max(round((seconds - read) * rate), 0)]
-      read += len(block) / rate
-      out.append(stream.resample_chunk(block) if stream else block)
-      if seconds is not None and read >= seconds - 0.5 / rate:
-        break
+    return read_sound(file, 'standard input' if path == '-' else path, start, seconds)
+
+
+def read_sound(file, name, start=0.0, seconds=None):
+  """`read_audio` of an opened file, or of a `Part` of bytes; `name` begins the errors."""
+  out, stream, read, rate = [], None, 0.0, SAMPLE_RATE
+  # In blocks, resampled one by one: neither does the length that a header promises have to be true, nor
+  # do hours at a high rate have to fit into memory.
+  for block, block_rate in read_blocks(file, name, start, seconds):
+    if stream and block_rate != rate:
+      out.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+    if stream is None or block_rate != rate:
+      rate, stream = block_rate, _resampler(block_rate)
+    if seconds is not None:
+      block = block[:max(round((seconds - read) * rate), 0)]
+    read += len(block) / rate
+    out.append(stream.resample_chunk(block) if stream else block)
+    if seconds is not None and read >= seconds - 0.5 / rate:
+      break
   if stream:
     out.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
   audio = np.concatenate(out) if out else np.zeros(0, np.float32)

@@ -63,8 +63,8 @@ def get_config():
   c.loss.voicing = 2.0
 
   c.data = ConfigDict()
-  c.data.source = 'synthetic'  # or 'folder', 'tfds'
-  c.data.path = ''  # folder: a directory or a .jsonl manifest
+  c.data.source = 'synthetic'  # or 'folder', 'arrayrecord', 'tfds'
+  c.data.path = ''  # folder: a directory or a .jsonl manifest; arrayrecord: what `pack` made of one
   c.data.tfds_name = ''
   c.data.tfds_dir = ''
   c.data.train_split = 'train'

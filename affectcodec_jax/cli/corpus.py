@@ -1,4 +1,4 @@
-"""Commands on corpora: tokenize, prepare."""
+"""Commands on corpora: tokenize, pack, prepare."""
 
 from affectcodec_jax.cli.command import Command, add_checkpoint, add_kbps
 
@@ -16,6 +16,14 @@ def _tokenize_options(p):
                  help='pieces of 20 s or less that a process computes at once (default 1)')
 
 
+def _pack_options(p):
+  p.add_argument('data', help='a folder of audio files or a .jsonl manifest')
+  p.add_argument('out', help='folder for the shards; the same command goes on where it stopped')
+  p.add_argument('--split', help='which split of the data (default: all)')
+  p.add_argument('--shard-files', type=int, default=1000, help='recordings a shard (default 1000)')
+  p.add_argument('--processes', type=int, help='default: one a core')
+
+
 def _prepare_options(p):
   p.add_argument('name', help='of the set, such as crema_d')
   p.add_argument('--data_dir', help="where to (default: TensorFlow Datasets' own folder)")
@@ -30,6 +38,11 @@ def _tokenize(args):
                            args.shard_files, args.processes, args.batch)
 
 
+def _pack(args):
+  from affectcodec_jax.data.pack import pack
+  pack(args.data, args.out, args.split, args.shard_files, args.processes)
+
+
 def _prepare(args):
   from affectcodec_jax.data import tfds
   print(tfds.prepare(args.name, args.data_dir))
@@ -38,6 +51,11 @@ def _prepare(args):
 COMMANDS = {
     'tokenize': Command('corpus to shards of tokens, for training language models',
                         'tokenize SPEECH/manifest.jsonl tokens --kbps 1.5', _tokenize_options, _tokenize),
+    'pack': Command('corpus to shards of FLAC, for training from few large files',
+                    'pack SPEECH/manifest.jsonl packed', _pack_options, _pack, """\
+FLAC stays as it is, whole numbers of up to 24 bits become FLAC without loss, all else FLAC of 24 bits; each
+keeps its rate. With data.source=arrayrecord and data.path=OUT a training reads it as the corpus itself.
+Recordings that are damaged are left out, and OUT/skipped.jsonl says why."""),
     'prepare': Command('downloads a set of TensorFlow Datasets and prepares it for random access',
                        'prepare crema_d', _prepare_options, _prepare,
                        "Preparing is the set's own code, and most sets use TensorFlow in it; reading\n"

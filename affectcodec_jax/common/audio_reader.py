@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.joined import Part, damaged_pages, find_parts
+from affectcodec_jax.common.joined import Part, damaged_pages, find_parts, length
 
 MIN_RATE, MAX_RATE = 4000, 768000  # Hz
 _BLOCK = 1 << 18  # samples that are decoded at once
@@ -62,8 +62,49 @@ def open_sound(path, pipes=True):
     except FileNotFoundError as e:
       raise UserError(f'{name}: no such file') from e
     except (OSError, ValueError) as e:
-      raise UserError(f'{name}: cannot be read ({getattr(e, "strerror", None) or e})') from e
-    yield file
+      raise _failed(name, e) from e
+    watched = _Watched(file)
+    try:
+      yield watched
+    except UserError:
+      if not watched.error:
+        raise
+    if watched.error:
+      raise _failed(name, watched.error) from watched.error
+
+
+class _Watched:
+  """A file that keeps the first error of reading: decoders take one for damage, or for the end."""
+
+  def __init__(self, file):
+    self._file, self.error, self.tell = file, None, file.tell
+
+  def seek(self, offset, whence=os.SEEK_SET):
+    """As a file's, but before its beginning there is only that: damaged headers send decoders there."""
+    try:
+      return self._file.seek(offset, whence)
+    except (OSError, ValueError):
+      return self._file.seek(0)
+
+  def read(self, size=-1):
+    """As a file's; nothing after an error."""
+    return self._try(self._file.read, size) or b''
+
+  def readinto(self, buffer):
+    """As a file's; nothing after an error."""
+    return self._try(self._file.readinto, buffer) or 0
+
+  def _try(self, read, what):
+    if not self.error:
+      try:
+        return read(what)
+      except OSError as e:
+        self.error = e
+    return None
+
+
+def _failed(name, error):
+  return UserError(f'{name}: cannot be read ({getattr(error, "strerror", None) or error})')
 
 
 def read_blocks(file, name, start=0.0, seconds=None):
@@ -74,9 +115,9 @@ def read_blocks(file, name, start=0.0, seconds=None):
   Raises:
     UserError: not audio, or of a rate that no recording has.
   """
-  size = os.fstat(file.fileno()).st_size
+  size = length(file)
   if seconds is not None and (_header_seconds(file, (0, size), name) or 0) >= start + seconds:
-    yield from _decode(file, (0, size), name, start)
+    yield from _decode(file, (0, size), name, start, seconds)
     return
   parts = find_parts(file)
   if not start and (damaged := damaged_pages(file)):
@@ -93,7 +134,7 @@ def duration(file, name):
   Raises:
     UserError: as `read_blocks`.
   """
-  known = _header_seconds(file, (0, os.fstat(file.fileno()).st_size), name)
+  known = _header_seconds(file, (0, length(file)), name)
   return sum(len(block) / rate for block, rate in read_blocks(file, name)) if known is None else known
 
 
@@ -124,14 +165,14 @@ def _unreadable(name, error):
   return UserError(f'{name}: not a readable audio file ({reason}); give WAV, FLAC, OGG, MP3 or M4A')
 
 
-def _decode(file, part, name, start=0.0):
+def _decode(file, part, name, start=0.0, seconds=None):
   """`read_blocks` of one recording."""
   sound = _open_sndfile(file, part)
   if sound is None:
     yield from _by_ffmpeg(file, part, name, start)
     return
-  end, promised = yield from _by_sndfile(sound, name, start)
-  if end < promised:
+  end, wanted, promised = yield from _by_sndfile(sound, name, start, seconds)
+  if end < wanted:
     logging.warning('%s: its header says %.2f s, it is damaged or cut after %.2f s', name, promised, end)
     # Perhaps FFmpeg finds more behind it.
     with contextlib.suppress(UserError) if end > start else contextlib.nullcontext():
@@ -152,7 +193,7 @@ def _without(seconds, blocks):
 
 def _open_sndfile(file, part):
   """A `SoundFile`, or None where FFmpeg has to read it."""
-  whole = part == (0, os.fstat(file.fileno()).st_size)
+  whole = part == (0, length(file))
   file.seek(part[0])
   magic = file.read(4)
   if not magic or magic[:3] == b'ID3' or (magic[0] == 0xff and magic[1:2] >= b'\xe0'):
@@ -160,7 +201,7 @@ def _open_sndfile(file, part):
   file.seek(0)
   try:
     # Without a name, so none that is not UTF-8 or that ends in .raw.
-    sound = soundfile.SoundFile(file.fileno() if whole else Part(file, *part), closefd=False)
+    sound = soundfile.SoundFile(file if whole else Part(file, *part), closefd=False)
   except (*_DAMAGE, TypeError):
     return None
   if sound.format == 'MP3' or sound.subtype.startswith('MPEG') or sound.frames >= 1 << 62:
@@ -169,11 +210,24 @@ def _open_sndfile(file, part):
   return sound
 
 
-def _by_sndfile(sound, name, start):
-  """Yields blocks; returns (where they end, where the header says that they do), in seconds."""
+def whole_numbers(file):
+  """The opened `SoundFile` of a file of whole numbers of at most 24 bits; None for all others.
+
+  Joined files are one only if they are FLAC.
+  """
+  sound = _open_sndfile(file, (0, length(file)))
+  if sound and sound.subtype in ('PCM_S8', 'PCM_U8', 'PCM_16', 'PCM_24'):
+    if sound.format == 'FLAC' or len(find_parts(file)) == 1:
+      return _open_sndfile(file, (0, length(file)))  # anew: the parts were looked for in the same file
+  return None
+
+
+def _by_sndfile(sound, name, start, seconds):
+  """Yields blocks; returns (where they end, where they were to end, where the file is to), in seconds."""
   with sound:
     rate = check_rate(sound.samplerate, name)
     promised, skip, count = sound.frames, round(start * rate), 0
+    wanted = promised if seconds is None else min(promised, skip + round(seconds * rate))
     if skip and sound.seekable():
       try:
         count = sound.seek(min(skip, promised))
@@ -181,7 +235,8 @@ def _by_sndfile(sound, name, start):
       except _DAMAGE:
         pass  # what is skipped is read: some encodings cannot be sought in
     try:
-      while (block := sound.read(_BLOCK, dtype='float32', always_2d=True)).size:
+      while (block := sound.read(_BLOCK if seconds is None else min(_BLOCK, wanted - count),
+                                 dtype='float32', always_2d=True)).size:
         count += len(block)
         mono = block.mean(axis=1)[skip:]  # [samples, channels] -> [samples]
         skip = max(skip - len(block), 0)
@@ -189,7 +244,7 @@ def _by_sndfile(sound, name, start):
           yield mono, rate
     except _DAMAGE:
       pass  # FFmpeg reads on
-    return count / rate, promised / rate
+    return count / rate, wanted / rate, promised / rate
 
 
 # ---- FFmpeg ----
@@ -260,12 +315,12 @@ def _frames(container, name):
       packet = next(packets)
     except StopIteration:
       break
-    except _DAMAGE as e:
+    except (*_DAMAGE, _av().FFmpegError) as e:
       logging.warning('%s: damaged, what follows after %d packets is missing (%s)', name, good, e)
       break
     try:
       frames = packet.decode()
-    except _DAMAGE as e:
+    except (*_DAMAGE, _av().FFmpegError) as e:
       # Of joined MP3 files, the next one's tags are no sound.
       damaged += bytes(packet)[:3] not in (b'ID3', b'TAG', b'APE')
       if damaged > good + 1000:

@@ -1,6 +1,5 @@
 """Files that were joined, as by `cat a.ogg b.ogg`: where each recording in them begins and ends."""
 
-import mmap
 import os
 import zlib
 
@@ -41,12 +40,17 @@ class Part:
     return True
 
 
+def length(file):
+  """Bytes of an open file, or of bytes opened as one."""
+  return file.seek(0, os.SEEK_END)
+
+
 def find_parts(file):
   """[(start, end)] in bytes of the recordings that an open file holds: one, unless some were joined.
 
   MP3 and AAC are streams of frames, which need no such thing.
   """
-  size = os.fstat(file.fileno()).st_size
+  size = length(file)
   file.seek(0)
   magic = file.read(12)
   find = {b'OggS': _ogg, b'RIFF': _riff, b'fLaC': _flac}.get(magic[:4])
@@ -69,7 +73,7 @@ def damaged_pages(file):
 
 def _pages(file):
   """Yields (where it is, bytes) of each page of an Ogg file; no bytes where there is something else."""
-  size, at = os.fstat(file.fileno()).st_size, 0
+  size, at = length(file), 0
   while at < size:
     file.seek(at)
     header = file.read(27)
@@ -119,12 +123,19 @@ def _riff(file, size):
 
 
 def _flac(file, size):
-  starts, at = [0], 0
-  with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
-    while (at := data.find(b'fLaC', at + 4)) > 0:
-      if data[at + 4] & 0x7f == 0 and data[at + 5:at + 8] == b'\0\0\x22':  # a stream's first block
-        starts.append(at)
-  return starts
+  starts, block, at = [0], b'', 0  # `at`: where the block ends
+  while at < size:
+    file.seek(at)
+    read = file.read(1 << 20)
+    if not read:
+      break
+    block, at = block[-7:] + read, at + len(read)
+    found = -1
+    while (found := block.find(b'fLaC', found + 1)) >= 0:
+      first = block[found + 4:found + 8]  # a stream's first block: STREAMINFO, of 34 bytes
+      if len(first) == 4 and first[0] & 0x7f == 0 and first[1:] == b'\0\0\x22':
+        starts.append(at - len(block) + found)
+  return sorted(set(starts))
 
 
 def _mp4(file, size):

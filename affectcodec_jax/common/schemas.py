@@ -109,6 +109,16 @@ class Shards(_Section):
   formats: Annotated[list[Annotated[str, Field(pattern='^(arrayrecord|parquet)$')]], Field(min_length=1)]
 
 
+class Speech(_Section):
+  """`speech.json`: a packed corpus's."""
+
+  version: Annotated[int, Field(ge=1, le=1)]
+  files: Annotated[int, Field(ge=1)]
+  list_sha256: Annotated[str, Field(pattern='^[0-9a-f]{64}$')]
+  shard_files: Annotated[int, Field(ge=1)]
+  shards: Annotated[int, Field(ge=1, le=10_000_000)]
+
+
 class Index(_Section):
   """`tokens.json`."""
 

@@ -1,25 +1,23 @@
 """Speech from files: a directory, a manifest in JSON lines, or one recording."""
 
+import functools
 import hashlib
-import json
 import logging
 import os
 import pathlib
 
 from affectcodec_jax.audio import read_audio
-from affectcodec_jax.common.audio_reader import duration, open_sound
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import parse_json
-from affectcodec_jax.common.labels import emotion_index
+from affectcodec_jax.common.retry import patiently
+from affectcodec_jax.data.file_index import FileIndex
+from affectcodec_jax.data.recordings import Recordings
 
 SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.m4a', '.aac', '.webm', '.amr')
 
 
-class FolderSource:
+class FolderSource(Recordings):
   """Random access to the usable files of one split.
-
-  Items are `{'audio': float32 [samples] at 16 kHz, 'emotion': int, 'speaker': str, 'corpus': str,
-  'gender': str, 'lang': str, 'text': str, 'name': str}`; what is not known is ''.
 
   Args:
     path: a directory, searched to its depths but for what is hidden (the folder of a file is its speaker;
@@ -37,56 +35,34 @@ class FolderSource:
 
   def __init__(self, path, split=None, min_seconds=0.3):
     rows = list_rows(path)
-    self._rows, self.skipped, self._unreadable = [], 0, set()
-    bad = []
-    for row in rows:
-      problem, row['seconds'] = _check(row['path'], min_seconds)
-      if problem:
-        bad.append(f'{row["path"]} ({problem})')
-      else:
-        self._rows.append(row)
-    if bad:
-      self.skipped = len(bad)
-      logging.warning('skipped %d of %d files: %s%s', len(bad), len(rows), '; '.join(bad[:3]),
-                      ' …' if len(bad) > 3 else '')
-    if not self._rows:
+    self._root = str(path if os.path.isdir(path) else pathlib.Path(path).parent)
+    index = FileIndex(path, [row['path'] for row in rows])
+    problems = {}  # by path, of the files that were looked at
+
+    def usable(some):
+      for row, (seconds, problem) in zip(some, index.seconds([row['path'] for row in some])):
+        row['seconds'] = seconds or 0.0
+        if seconds is not None and seconds < min_seconds:
+          problem = f'{seconds:.2f} s is too short'
+        problems[row['path']] = problem
+      return [row for row in some if not problems[row['path']]]
+
+    try:
+      chosen = _choose(rows, split, usable, path)
+    finally:
+      index.save()
+      bad = [f'{name} ({problem})' for name, problem in problems.items() if problem]
+      if bad:
+        logging.warning('skipped %d of %d files: %s%s', len(bad), len(problems), '; '.join(bad[:3]),
+                        ' …' if len(bad) > 3 else '')
+    if not chosen:
       raise UserError(f'{path}: no usable audio file; files must be {", ".join(SUFFIXES)} '
                       f'of {min_seconds} s or more')
-    if split is not None:  # of the usable files, so that damaged ones cannot empty a split
-      self._rows = select_rows(self._rows, split, path)
+    super().__init__(({k: v for k, v in row.items() if k != 'path'} for row in chosen), len(bad))
 
-  def __len__(self):
-    return len(self._rows)
-
-  def duration(self, i):
-    """Seconds of item `i`, from its header."""
-    return self._rows[i]['seconds']
-
-  def emotion(self, i):
-    """Index of item `i`'s emotion (see `common.labels`), -1 where unknown, without reading its audio."""
-    return emotion_index(self._rows[i].get('emotion'))
-
-  def digest(self):
-    """Tells sets of other files, lengths or labels apart; where they lie does not matter."""
-    known = [{k: v for k, v in row.items() if k != 'path'} for row in self._rows]
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-
-  def read(self, i, start=0.0, seconds=None):
-    """A part of item `i`; None where the file does not decode, with a warning the first time."""
-    row = self._rows[i]
-    try:
-      audio = _read_from(row['path'], start, seconds)
-    except UserError as e:
-      if i not in self._unreadable:
-        self._unreadable.add(i)
-        self.skipped += 1
-        logging.warning('skipped (%d so far): %s', self.skipped, e)
-      return None
-    return {'audio': audio, 'emotion': self.emotion(i), 'name': str(row['path'])} | {
-        k: str(row.get(k, '')) for k in ('speaker', 'corpus', 'gender', 'lang', 'text')}
-
-  def __getitem__(self, i):
-    return self.read(int(i))
+  def _read(self, i, row, start, seconds):
+    path = str(pathlib.Path(self._root, row['key']))
+    return path, read_audio(path, start, seconds, pipes=False)
 
 
 def list_rows(path):
@@ -103,37 +79,47 @@ def list_rows(path):
   if path.is_file() and path.suffix == '.jsonl':
     return _read_manifest(path)
   if path.is_file() and path.suffix.lower() in SUFFIXES:
-    return [{'path': path, 'speaker': '', 'key': path.name}]
+    return [{'path': str(path), 'speaker': '', 'key': path.name}]
   if path.exists():
     raise UserError(f'{path}: give an audio file, a folder of them or a .jsonl manifest')
   raise UserError(f'{path}: no such folder or manifest')
 
 
-def _read_from(path, start, seconds):
-  try:
-    return read_audio(path, start, seconds, pipes=False)
-  except UserError:
-    if not start:
-      raise
-    return read_audio(path, 0.0, seconds, pipes=False)  # it is shorter than its header says
-
-
 def _scan(root):
-  files, followed = [], [os.path.realpath(root)]
-  for folder, folders, names in os.walk(root, followlinks=True, onerror=_unscanned):
-    folders[:] = [name for name in sorted(folders) if _enters(os.path.join(folder, name), followed)]
-    files += [pathlib.Path(folder, name) for name in names if not name.startswith('.')]  # macOS: ._a.wav
-  files = sorted(p for p in files if p.suffix.lower() in SUFFIXES and p.is_file())
-  keys = [p.relative_to(root) for p in files]
-  return [{'path': p, 'speaker': key.parent.name, 'key': str(key)} for p, key in zip(files, keys)]
+  keys, followed, waiting = [], [os.path.realpath(root)], ['']
+  while waiting:
+    folder = waiting.pop()
+    try:
+      entries = patiently(_entries, os.path.join(root, folder))
+    except OSError as e:
+      logging.warning('%s: not looked into (%s)', e.filename, e.strerror)
+      continue
+    sounds = [e.name for e in entries if e.name.lower().endswith(SUFFIXES) and _is_file(e)]
+    inner = [e.name for e in entries if _is_folder(e) and _enters(e, followed)]
+    keys += [os.path.join(folder, name) for name in sounds]
+    waiting += [os.path.join(folder, name) for name in reversed(inner)]
+  keys.sort(key=lambda key: key.split(os.sep))
+  place = _placing(root)
+  return [place(key) for key in keys]
+
+
+def _entries(folder):
+  with os.scandir(folder) as entries:
+    return sorted((e for e in entries if not e.name.startswith('.')), key=lambda e: e.name)
+
+
+def _is_file(entry):
+  return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
+
+
+def _is_folder(entry):
+  return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _enters(folder, followed):
-  """Whether to scan a folder: not a hidden one, nor a link to what is scanned anyway, or holds all this."""
-  if os.path.basename(folder).startswith('.'):
-    return False
-  if os.path.islink(folder):
-    real = os.path.realpath(folder)
+  """Whether to scan a folder: not a link to what is scanned anyway, or holds all this."""
+  if folder.is_symlink():
+    real = os.path.realpath(folder.path)
     for other in followed:
       if os.path.commonpath([real, other]) in (real, other):
         return False
@@ -141,14 +127,25 @@ def _enters(folder, followed):
   return True
 
 
-def _unscanned(error):
-  logging.warning('%s: not looked into (%s)', error.filename, error.strerror)
+def _placing(root):
+  """A function of a file's name, as listed, to its row: `path`, `key` and `speaker`."""
+
+  @functools.cache
+  def of_folder(folder):
+    return str(pathlib.Path(root, folder, 'x'))[:-1], pathlib.PurePath(folder).name
+
+  def place(key):
+    cut = key.rfind('/') + 1
+    path, speaker = of_folder(key[:cut])
+    return {'path': path + key[cut:], 'speaker': speaker, 'key': key}
+
+  return place
 
 
 def _read_manifest(path):
-  rows = []
+  rows, place = [], _placing(path.parent)
   try:
-    lines = path.read_text(encoding='utf-8-sig').split('\n')  # splitlines() would cut at U+2028
+    lines = patiently(path.read_text, 'utf-8-sig').split('\n')  # splitlines() would cut at U+2028
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f'{path}: cannot be read as UTF-8 text ({e})') from e
   for number, line in enumerate(lines, 1):
@@ -156,14 +153,31 @@ def _read_manifest(path):
       continue
     try:
       row = parse_json(line)
-      audio = path.parent / row['path']
+      placed = place(row['path'])
       row = {k: v for k, v in row.items() if v is not None}
-      speaker = pathlib.PurePath(row['path']).parent.name  # as listed, wherever the manifest lies
-      rows.append({'speaker': speaker} | row | {'path': audio, 'key': row['path']})
-    except (ValueError, TypeError, KeyError) as e:
+      rows.append({'speaker': placed['speaker']} | row | {'path': placed['path'], 'key': row['path']})
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
       raise UserError(f'{path}, line {number}: expected a JSON object with "path" '
                       f'({type(e).__name__}: {e})') from e
   return rows
+
+
+def _choose(rows, split, usable, path):
+  """Usable rows of a split; of other splits no more files are opened than show that it is not theirs.
+
+  `usable` is a function of rows to those of them that can be read.
+  """
+  if split is not None and any('split' in row for row in rows):
+    chosen = usable([row for row in rows if row.get('split') == split])
+    if chosen:
+      return chosen
+  elif split is not None:
+    parts = _by_name(rows)
+    # With one usable file in each, no split has to borrow from another (`select_rows`).
+    if split in parts and all(any(usable([row]) for row in part) for part in parts.values()):
+      return usable(parts[split])
+  rows = usable(rows)
+  return select_rows(rows, split, path) if rows and split is not None else rows
 
 
 def select_rows(rows, split, path):
@@ -173,16 +187,16 @@ def select_rows(rows, split, path):
     UserError: there are none.
   """
   if not any('split' in row for row in rows):
-    order = sorted(rows, key=_hash)
-    valid = sum(_hash(row) < 0.05 for row in rows)
-    test = sum(0.05 <= _hash(row) < 0.1 for row in rows)
     if len(rows) < 3:
       if split != 'train':
         logging.warning("%s: too few files to hold any out; split '%s' is that of training", path, split)
       return rows
-    valid, test = max(valid, 1), max(test, 1)
-    valid, test = (valid, test) if valid + test < len(rows) else (1, 1)
-    parts = {'valid': order[:valid], 'test': order[valid:valid + test], 'train': order[valid + test:]}
+    parts = _by_name(rows)
+    if not all(parts.values()):  # so few that one would be empty
+      order = sorted(rows, key=_hash)
+      valid, test = max(len(parts['valid']), 1), max(len(parts['test']), 1)
+      valid, test = (valid, test) if valid + test < len(rows) else (1, 1)
+      parts = {'valid': order[:valid], 'test': order[valid:valid + test], 'train': order[valid + test:]}
     if not parts.get(split):
       names = [name for name in sorted(parts) if parts[name]]
       raise UserError(f"{path}: no files in split '{split}'; it has {', '.join(names)}")
@@ -194,17 +208,16 @@ def select_rows(rows, split, path):
   return chosen
 
 
+def _by_name(rows):
+  """{split: its rows in the order of their names}, by the hash of each name."""
+  parts = {'test': [], 'train': [], 'valid': []}
+  for row in sorted(rows, key=lambda row: row['key']):
+    number = _hash(row)
+    parts['valid' if number < 0.05 else 'test' if number < 0.1 else 'train'].append(row)
+  return parts
+
+
 def _hash(row):
   """A number in [0, 1) that depends on the file's name alone."""
   name = row['key'].encode('utf-8', 'surrogatepass')  # names need not be UTF-8
   return int.from_bytes(hashlib.sha256(name).digest()[:6], 'big') / 2 ** 48
-
-
-def _check(path, min_seconds):
-  """(what is wrong or None, seconds) from the header alone."""
-  try:
-    with open_sound(path, pipes=False) as file:
-      seconds = duration(file, path)
-  except UserError as e:
-    return str(e).removeprefix(f'{path}: ').split('; give')[0], 0.0
-  return (f'{seconds:.2f} s is too short' if seconds < min_seconds else None), seconds

@@ -36,10 +36,13 @@ def make_source(config, split, seed):
   if config.source == 'folder':
     from affectcodec_jax.data.folder import FolderSource
     return FolderSource(config.path, split, config.min_seconds)
+  if config.source == 'arrayrecord':
+    from affectcodec_jax.data.arrayrecord import ArrayRecordSource
+    return ArrayRecordSource(config.path, split, config.min_seconds)
   if config.source == 'tfds':
     from affectcodec_jax.data.tfds import TfdsSource
     return TfdsSource(config.tfds_name, split, config.tfds_dir or None, config.min_seconds)
-  raise UserError(f"data.source='{config.source}'; use synthetic, folder or tfds")
+  raise UserError(f"data.source='{config.source}'; use synthetic, folder, arrayrecord or tfds")
 
 
 class _Read(grain.transforms.RandomMap):

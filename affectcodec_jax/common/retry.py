@@ -1,0 +1,40 @@
+"""Reads that fail as networks fail now and then, tried again."""
+
+import errno
+import os
+import time
+
+PAUSES = (0.1, 0.5, 2.0)  # seconds before the second, third and last try
+
+_NAMES = ('EIO', 'EAGAIN', 'EINTR', 'EBUSY', 'ETIMEDOUT', 'ESTALE', 'EREMOTEIO', 'ENOTCONN', 'ECONNRESET',
+          'ECONNABORTED', 'ECONNREFUSED', 'EPIPE', 'ENETDOWN', 'ENETUNREACH', 'ENETRESET', 'EHOSTDOWN',
+          'EHOSTUNREACH')  # not every system has all of them
+_PASSING = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}
+
+
+def passes(error):
+  """Whether an `OSError`, or the one that caused an error, is of a kind that another try may not meet."""
+  error = error if isinstance(error, OSError) else error.__cause__
+  return isinstance(error, (TimeoutError, ConnectionError)) or (
+      isinstance(error, OSError) and error.errno in _PASSING)
+
+
+def named(error):
+  """The `OSError` that the text of an error names, where it is one that passes; else the error."""
+  number = next((n for n in _PASSING if os.strerror(n) in str(error)), None)
+  return error if number is None else OSError(number, os.strerror(number))
+
+
+def patiently(read, *args):
+  """`read(*args)`, tried again after each of `PAUSES` where it fails with an error that passes.
+
+  All other errors are raised at once: no such file, no rights, damage.
+  """
+  for pause in PAUSES:
+    try:
+      return read(*args)
+    except Exception as e:
+      if not passes(e):
+        raise
+    time.sleep(pause)
+  return read(*args)

@@ -1,0 +1,221 @@
+"""A corpus into ArrayRecord shards: `python -m affectcodec_jax pack SPEECH OUT`.
+
+Which recordings a shard holds follows from their list alone, and each shard is made by one process, so a
+run that was stopped goes on with the shards that are missing and ends with the same files.
+"""
+
+import functools
+import io
+import json
+import math
+import pathlib
+import sys
+
+import numpy as np
+import soundfile
+import tqdm
+
+from affectcodec_jax.audio import SAMPLE_RATE, read_sound
+from affectcodec_jax.common import workers
+from affectcodec_jax.common.audio_reader import duration, open_sound, read_blocks, whole_numbers
+from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import make_folder, whole, write_json, write_whole
+from affectcodec_jax.common.retry import patiently
+from affectcodec_jax.data import arrayrecord
+from affectcodec_jax.data.folder import list_rows, select_rows
+from affectcodec_jax.data.rows import Rows
+
+_VERSION = 1  # of the files; a folder of another version is not gone on with
+_SKIPPED = 'skipped.jsonl'
+_BLOCK = 1 << 18  # samples
+
+
+def pack(data, out, split=None, shard_files=1000, processes=None):
+  """Writes the recordings of a corpus to the folder `out`, or goes on doing so.
+
+  A recording that is damaged is left out, and listed in `out`/skipped.jsonl with the reason.
+
+  Args:
+    data: a folder of audio files or a .jsonl manifest.
+    out: folder for the shards.
+    split: which split of the data, None for all.
+    shard_files: recordings a shard.
+    processes: None is one a core.
+
+  Returns:
+    {'clips', 'seconds', 'bytes', 'skipped'}: of all shards, in numbers.
+
+  Raises:
+    UserError: no such data; `out` holds something else; nothing could be read.
+  """
+  for name, value in (('--shard-files', shard_files), ('--processes', processes)):
+    if value is not None and value < 1:
+      raise UserError(f'{name} must be at least 1')
+  rows = list_rows(data)
+  rows = rows if split is None else select_rows(rows, split, data)
+  if not rows:
+    raise UserError(f'{data}: lists no audio file')
+  parts = [rows[i:i + shard_files] for i in range(0, len(rows), shard_files)]
+  folder = make_folder(out)
+  listed = Rows({k: v for k, v in row.items() if k != 'path'} for row in rows).digest()
+  _check_settings(folder, {'version': _VERSION, 'files': len(rows), 'list_sha256': listed,
+                           'shard_files': shard_files, 'shards': len(parts)})
+  found = {i: _finished(arrayrecord.shard_path(folder, i, len(parts))) for i in range(len(parts))}
+  todo = [i for i, held in found.items() if held is None]
+  if 0 < len(todo) < len(parts):
+    print(f'{out}: {len(parts) - len(todo)} of {len(parts)} shards are finished, going on')
+  if todo:
+    bar = tqdm.tqdm(total=sum(len(parts[i]) for i in todo), unit='clip', disable=not sys.stderr.isatty())
+    work = functools.partial(_pack_shard, folder, len(parts))
+    processes = min(processes or workers.cores(), len(todo))
+    try:
+      with workers.pool(processes) as pool, bar:
+        jobs = ((i, parts[i]) for i in todo)
+        for (i, part), held in workers.in_order(pool, work, jobs, 2 * processes):
+          found[i] = held
+          bar.update(len(part))
+    except workers.Died as e:
+      raise UserError(f'{out}: a process died, perhaps for lack of memory; the same command goes on, with '
+                      'fewer --processes perhaps') from e
+  bad = [line for i in range(len(parts)) for line in found[i]['skipped']]
+  if bad:
+    write_whole(folder / _SKIPPED, ''.join(json.dumps(line) + '\n' for line in bad).encode())
+  else:
+    (folder / _SKIPPED).unlink(missing_ok=True)
+  total = {k: sum(held[k] for held in found.values()) for k in ('clips', 'seconds', 'bytes')}
+  if not total['clips']:
+    raise UserError(f'{out}: none of the {len(rows)} recordings could be read, see {_SKIPPED} there')
+  print(f'{out}: {total["clips"]} clips, {total["seconds"] / 3600:.2f} h, {total["bytes"] / 1e6:.1f} MB in '
+        f'{len(parts)} shards; {len(bad)} left out' + (f', see {_SKIPPED}' if bad else ''))
+  return total | {'skipped': len(bad)}
+
+
+def _check_settings(out, settings):
+  """Writes the settings of a new folder.
+
+  Raises:
+    UserError: `out` holds what was made otherwise.
+  """
+  path = out / arrayrecord.SETTINGS
+  if not path.exists():
+    if any(out.glob('speech-*')):
+      raise UserError(f'{out}: holds shards and no {arrayrecord.SETTINGS}; choose another folder')
+    write_json(path, settings)
+    return
+  before = arrayrecord.read_settings(out)
+  if before != settings:
+    changed = [f'{k} {before.get(k)}, now {settings.get(k)}' for k in settings | before
+               if before.get(k) != settings.get(k)]
+    raise UserError(f'{out}: was packed otherwise ({"; ".join(changed)}); choose another folder, or give '
+                    'what it was packed with to go on')
+  for left in out.glob('.speech-*.tmp'):  # of a killed run
+    left.unlink(missing_ok=True)
+
+
+def _finished(path):
+  """What a shard holds; None where it is not finished, or not whole any more."""
+  lines = arrayrecord.read_lines(path)
+  if lines is None or not path.is_file() or path.stat().st_size != lines[0]['bytes']:
+    return None
+  return lines[0] | {'seconds': sum(row['seconds'] for row in lines[1:])}
+
+
+# In the processes.
+
+
+def _pack_shard(folder, shards, job):
+  """Makes a shard of rows; returns what it holds, see `_finished`."""
+  from array_record.python.array_record_module import ArrayRecordWriter
+  shard, rows = job
+  path = arrayrecord.shard_path(folder, shard, shards)
+  known, bad = [], []
+  try:
+    with whole(path) as temporary:
+      # A record is read without its neighbours; FLAC is as small as it gets.
+      writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
+      for row in rows:
+        try:
+          flac, seconds, scale = patiently(to_flac, row['path'])
+        except Exception as e:  # a damaged file can fail in ways of its own; the others go on
+          bad.append({'path': row['key'], 'reason': _reason(e, row['path'])})
+          continue
+        line = {'path': row['key']} | {k: v for k, v in row.items() if k not in ('path', 'key')}
+        known.append(line | {'seconds': seconds})
+        writer.write(arrayrecord.write_record(known[-1], flac, scale))
+      writer.close()
+      found = arrayrecord.open_shard(temporary).num_records()  # writing reports no full disk
+      if found != len(known):
+        raise RuntimeError(f'{found} of {len(known)} records were written; is the disk full?')
+      held = {'clips': len(known), 'bytes': temporary.stat().st_size, 'skipped': bad}
+  except RuntimeError as e:  # array_record reports all as such
+    raise UserError(f'{path}: cannot be written ({" ".join(str(e).split())}); choose another place') from e
+  write_whole(arrayrecord.lines_path(path), ''.join(json.dumps(x) + '\n' for x in [held, *known]).encode())
+  return held | {'seconds': sum(line['seconds'] for line in known)}
+
+
+def to_flac(path):
+  """A file as FLAC, at its rate: (bytes, seconds by its header, factor that its samples are to have).
+
+  FLAC is left as it is. Whole numbers of up to 24 bits stay those, of all channels. Everything else is
+  decoded, made mono and rounded to 24 bits; where it is above full scale, it is divided by a power of two.
+
+  Raises:
+    UserError: it is no audio, or nothing of it decodes.
+  """
+  with open_sound(path, pipes=False) as file:
+    seconds, kind = duration(file, path), whole_numbers(file)
+    if kind and kind.format == 'FLAC':
+      if not any(len(block) for block, _ in read_blocks(file, path)):
+        raise UserError(f'{path}: has no samples')
+      file.seek(0)
+      return file.read(), seconds, 1.0
+    flac = _as_numbers(kind) if kind else None
+    if flac:
+      return flac, seconds, 1.0
+    blocks = list(read_blocks(file, path))
+    rates = {rate for _, rate in blocks}
+    audio = np.concatenate([block for block, _ in blocks]) if blocks else np.zeros(0, np.float32)
+    if not audio.size:
+      raise UserError(f'{path}: has no samples')
+    if not np.isfinite(audio).all():
+      raise UserError(f'{path}: has samples that are not finite')
+    flac, scale = _rounded(audio, rates.pop()) if len(rates) == 1 else (None, 1.0)
+    if flac is None:  # joined of several rates, or of one that FLAC has not
+      flac, scale = _rounded(read_sound(file, path), SAMPLE_RATE)
+    return flac, seconds, scale
+
+
+def _as_numbers(sound):
+  """FLAC of an opened `SoundFile` of whole numbers; None where it is damaged or FLAC cannot hold it."""
+  memory, count = io.BytesIO(), 0
+  try:
+    with sound, soundfile.SoundFile(memory, 'w', sound.samplerate, sound.channels,
+                                    {'PCM_U8': 'PCM_S8'}.get(sound.subtype, sound.subtype),
+                                    format='FLAC') as out:
+      promised = sound.frames
+      while len(block := sound.read(_BLOCK, dtype='int32', always_2d=True)):
+        out.write(block)
+        count += len(block)
+  except (soundfile.SoundFileError, ValueError, RuntimeError):
+    return None
+  return memory.getvalue() if count == promised > 0 else None
+
+
+def _rounded(audio, rate):
+  """(FLAC of float `[samples]` at 24 bits, or None where there is none of such a rate; factor)."""
+  peak = float(np.abs(audio).max())
+  scale = 2.0 ** math.ceil(math.log2(peak)) if peak > 1 - 2 ** -23 else 1.0
+  numbers = np.round(audio.astype(np.float64) / scale * 2 ** 23).clip(-2 ** 23, 2 ** 23 - 1)
+  memory = io.BytesIO()
+  try:
+    with soundfile.SoundFile(memory, 'w', rate, 1, 'PCM_24', format='FLAC') as out:
+      out.write(numbers.astype(np.int32) << 8)  # libsndfile takes the upper 24 bits
+  except (soundfile.SoundFileError, ValueError, TypeError):
+    return None, 1.0
+  return memory.getvalue(), scale
+
+
+def _reason(error, path):
+  """One line that does not repeat where the file lies."""
+  text = ' '.join(str(error).split()).removeprefix(f'{pathlib.Path(path)}: ').split('; give')[0]
+  return text if isinstance(error, UserError) else f'{type(error).__name__}: {text[:200]}'
