@@ -120,7 +120,7 @@ def test_the_loss_is_of_each_clip_at_its_own_rate(multi_rate):
 
 
 def test_validation_is_the_loss_of_held_out_clips():
-  """At every rate, the step's own mel loss of clips that all have that rate; sums in another order, so 1e-4."""
+  """At every rate, the step's mel loss of clips that all have that rate; other order of sums, so 1e-4."""
   config = tiny(lite.get_config())
   state, teacher = state_and_teacher(config)
   data = training_batch(config)

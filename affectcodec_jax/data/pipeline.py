@@ -161,7 +161,7 @@ def data_changed(workdir, source):
 
 
 def eval_crops(source, config, count, crop_samples, seed):
-  """`count` crops of held-out recordings as a training step would see them, neither varied nor levelled at random.
+  """`count` crops of held-out recordings, as a training step sees them but not varied.
 
   Returns:
     `[count, crop_samples]`; with 0 of them nothing is read.

@@ -79,7 +79,7 @@ class LiteEncoder(nn.Module):
 
 
 def cepstrum(power):
-  """Power spectra `[..., bins]` to cepstra `[..., min(320, bins - 1)]`, each about of unit variance in speech.
+  """Power spectra `[..., bins]` to cepstra `[..., min(320, bins - 1)]` of about unit variance in speech.
 
   Neighbouring bins rise and fall together: of log spectra a network learns the level at once, fine detail
   hundreds of times more slowly. Cepstral coefficients are nearly uncorrelated, and each is divided by its
@@ -102,7 +102,7 @@ def autocorrelation(power):
 
 
 def _cosines(spectrum, lags):
-  """Inverse DFT, times its length, of a real even spectrum, given by its half `[..., bins]`: `[..., lags]`."""
+  """Inverse DFT, times its length, of real even spectra whose half is `[..., bins]`: `[..., lags]`."""
   bins = spectrum.shape[-1]
   k = np.arange(bins)[:, None]
   weight = np.where((k == 0) | (k == bins - 1), 1.0, 2.0)

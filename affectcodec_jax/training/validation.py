@@ -1,4 +1,4 @@
-"""Losses on held-out speech while a codec trains: where they part from the training's, it learns by heart."""
+"""Mel loss on held-out speech while a codec trains: where it parts from the training's, it overfits."""
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ def make_validator(config, audio):
     audio: held-out crops, `[clips, samples]`.
 
   Returns:
-    (params, frozen) -> {'valid/mel_2_stages': scalar, …}, one for each rate, as a step's loss/mel of clips at
-    that rate, with full rounding and predicted pitch.
+    (params, frozen) -> {'valid/mel_2_stages': scalar, …}, one for each rate: a step's loss/mel of clips
+    at that rate, with full rounding and predicted pitch.
   """
   codec = make_codec(config)
   audio = jnp.asarray(audio)
