@@ -16,7 +16,7 @@ import sys
 
 from benchmarks.measure import run_alone
 
-NAMES = ('matmul', 'quantizer', 'codec', 'step', 'train_step', 'memory', 'pipeline', 'startup',
+NAMES = ('matmul', 'quantizer', 'codec', 'step', 'train_step', 'memory', 'pipeline', 'corpus', 'startup',
          'streaming')
 
 

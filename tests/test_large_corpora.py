@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from affectcodec_jax.common import audio_reader, retry
+from affectcodec_jax.common import audio_reader, files, retry
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.data import file_index, folder
+from affectcodec_jax.data import file_index, folder, pack
+from affectcodec_jax.data.arrayrecord import ArrayRecordSource
 from affectcodec_jax.data.folder import FolderSource
 from affectcodec_jax.data.rows import Rows
 
@@ -239,6 +240,18 @@ def test_rows_come_back_as_they_went_in(tmp_path, cache):
 
 
 # ---- Networks ----
+
+
+@pytest.mark.parametrize('read', [
+    FolderSource, folder.list_rows, ArrayRecordSource, lambda path: pack.pack(path, 'out'),
+    lambda path: pack.pack('here.jsonl', path), files.make_folder])
+def test_addresses_of_buckets_are_no_names_of_folders(tmp_path, monkeypatch, read):
+  """They were: a folder `gs:` was made, or `gs:/bucket` was not found."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'here.jsonl').write_text('{"path": "a.wav"}')
+  with pytest.raises(UserError, match='gs://bucket/speech: .* mount the bucket'):
+    read('gs://bucket/speech')
+  assert [p.name for p in tmp_path.iterdir()] == ['here.jsonl']
 
 
 @pytest.fixture

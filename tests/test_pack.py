@@ -87,8 +87,9 @@ def same_items(source, other):
     assert source.duration(i) == other.duration(i) and source.emotion(i) == other.emotion(i)
 
 
-def test_it_has_the_items_of_the_corpus(packed, corpus):
+def test_it_has_the_items_of_the_corpus(packed, corpus, tmp_path, monkeypatch):
   """Bit for bit, in all splits, in the same order: their digest is the same too."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   for split in (*SPLITS, None):
     source, other = ArrayRecordSource(packed, split), FolderSource(corpus, split)
     assert source.digest() == other.digest()

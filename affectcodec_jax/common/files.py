@@ -13,12 +13,19 @@ from affectcodec_jax.common.errors import UserError
 AnyPath = str | pathlib.Path  # of a file or a folder
 
 
+def check_local(path: AnyPath) -> None:
+  """Raises a `UserError` for the address of a bucket: `pathlib` would make a folder `gs:` of it."""
+  if '://' in str(path):
+    raise UserError(f'{path}: folders and files are meant; mount the bucket and give its path')
+
+
 def make_folder(path: AnyPath) -> pathlib.Path:
   """Creates a folder for results where there is none; returns it as a `Path`.
 
   Raises:
-    UserError: it cannot be created, or not be written to.
+    UserError: it cannot be created, or not be written to, or is no folder of this machine.
   """
+  check_local(path)
   path = pathlib.Path(path)
   try:
     path.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ import numpy as np
 from affectcodec_jax.audio import read_sound
 from affectcodec_jax.common import schemas
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import parse_json
+from affectcodec_jax.common.files import check_local, parse_json
 from affectcodec_jax.common.joined import Part
 from affectcodec_jax.common.retry import named, patiently
 from affectcodec_jax.data.folder import select_rows
@@ -95,6 +95,7 @@ def read_settings(folder):
   Raises:
     UserError: not there or not readable.
   """
+  check_local(folder)
   return schemas.read(pathlib.Path(folder) / SETTINGS, schemas.Speech, _ADVICE)
 
 

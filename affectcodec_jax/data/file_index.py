@@ -37,13 +37,13 @@ class FileIndex:
 
   def seconds(self, paths):
     """[(seconds, or None; what is wrong where it is None)] of files, by their headers or the index."""
+    now = time.time_ns()
     with ThreadPoolExecutor(_THREADS) as pool:
       parts = [paths[i:i + _PART] for i in range(0, len(paths), _PART)]
       stats = [stat for part in pool.map(_stats, parts) for stat in part]
       new = [path for path, stat in zip(paths, stats) if self._known.get(path, [])[:2] != stat]
       parts = [new[i:i + _PART] for i in range(0, len(new), _PART)]
       read = dict(zip(new, (found for part in pool.map(_headers, parts) for found in part)))
-    now = time.time_ns()
     for path, stat in zip(paths, stats):
       if path in read:
         self._known.pop(path, None)

@@ -8,7 +8,7 @@ import pathlib
 
 from affectcodec_jax.audio import read_audio
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import parse_json
+from affectcodec_jax.common.files import check_local, parse_json
 from affectcodec_jax.common.retry import patiently
 from affectcodec_jax.data.file_index import FileIndex
 from affectcodec_jax.data.recordings import Recordings
@@ -69,10 +69,11 @@ def list_rows(path):
   """What a folder or manifest lists, unread: dicts with `path`, `key` (the path as listed) and labels.
 
   Raises:
-    UserError: nothing there, or a malformed manifest.
+    UserError: nothing there, the address of a bucket, or a malformed manifest.
   """
   if not str(path):
     raise UserError('no data is named; give a folder of audio files or a .jsonl manifest')
+  check_local(path)
   path = pathlib.Path(path)
   if path.is_dir():
     return _scan(path)
@@ -96,8 +97,8 @@ def _scan(root):
       continue
     sounds = [e.name for e in entries if e.name.lower().endswith(SUFFIXES) and _is_file(e)]
     inner = [e.name for e in entries if _is_folder(e) and _enters(e, followed)]
-    keys += [os.path.join(folder, name) for name in sounds]
-    waiting += [os.path.join(folder, name) for name in reversed(inner)]
+    keys += [folder + name for name in sounds]
+    waiting += [f'{folder}{name}{os.sep}' for name in reversed(inner)]
   keys.sort(key=lambda key: key.split(os.sep))
   place = _placing(root)
   return [place(key) for key in keys]
