@@ -119,13 +119,21 @@ def _read_from(path, start, seconds):
 
 
 def _scan(root):
+  files = find_files(root, SUFFIXES)
+  keys = [p.relative_to(root) for p in files]
+  return [{'path': p, 'speaker': key.parent.name, 'key': str(key)} for p, key in zip(files, keys)]
+
+
+def find_files(root, suffixes):
+  """Paths of the files below a folder that end so, sorted; hidden ones and folders are left out.
+
+  Links to folders elsewhere are followed, once each.
+  """
   files, followed = [], [os.path.realpath(root)]
   for folder, folders, names in os.walk(root, followlinks=True, onerror=_unscanned):
     folders[:] = [name for name in sorted(folders) if _enters(os.path.join(folder, name), followed)]
     files += [pathlib.Path(folder, name) for name in names if not name.startswith('.')]  # macOS: ._a.wav
-  files = sorted(p for p in files if p.suffix.lower() in SUFFIXES and p.is_file())
-  keys = [p.relative_to(root) for p in files]
-  return [{'path': p, 'speaker': key.parent.name, 'key': str(key)} for p, key in zip(files, keys)]
+  return sorted(p for p in files if p.suffix.lower() in suffixes and p.is_file())
 
 
 def _enters(folder, followed):
