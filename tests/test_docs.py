@@ -1,5 +1,6 @@
 """The README and the documentation site: every page has its place, every link in them leads somewhere."""
 
+import json
 import pathlib
 import re
 
@@ -20,6 +21,32 @@ def test_the_readme_is_read_in_two_minutes():
       'python3 -m venv .venv-test && . .venv-test/bin/activate && pip install -q -r '
       'requirements-dev.txt && python -m pytest'):
     assert command in lines
+
+
+def test_the_readmes_tables_are_what_its_logs_say():
+  """Every cell within half a unit of its last digit, which is a hundredth or a per cent."""
+  codec = {'this, 0.1.0': 'affectcodec', 'Codec 2': 'codec2', 'Opus': 'opus', 'AMR-WB': 'amrwb'}
+  metrics = ('pesq', 'estoi', 'visqol', 'f0_correlation', 'speaker_resemblyzer', 'network_agreement',
+             'svm_agreement')
+  logs = {name: json.loads((DOCS / 'logs' / 'evaluation' / name).read_text())['systems']
+          for name in ('valid-0.2.0.json', 'pretrained.json')}
+  checked = 0
+  for line in README.read_text().splitlines():
+    cells = [c.strip() for c in line.strip('|').split('|')]
+    if cells[0] in codec:
+      log, name, kbps, values = logs['pretrained.json'], codec[cells[0]], float(cells[1]), cells[2:]
+    elif re.fullmatch(r'[\d.]+', cells[0]):
+      log, name, kbps, values = logs['valid-0.2.0.json'], 'affectcodec', float(cells[0]), cells[1:]
+    else:
+      continue
+    scores, = (r['scores'] for r in log.values()
+               if r['system'] == name and abs(r['measured_kbps'] - kbps) < 0.06)
+    for metric, value in zip(metrics, values, strict=True):
+      number, per_cent = re.fullmatch(r'([\d.]+)( %.*)?', value).groups()
+      shown = float(number) / 100 if per_cent else float(number)
+      assert abs(scores[metric]['mean'] - shown) <= 0.005 + 1e-6, (line, metric)
+      checked += 1
+  assert checked == (3 + 5) * len(metrics)
 
 
 @pytest.mark.parametrize('page', [README, *sorted(DOCS.glob('*.md'))], ids=lambda p: p.name)

@@ -23,14 +23,18 @@ from tests.conftest import tiny, untrained_release
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-  """(codec of three rates, recording of 2 s, page of its first 1.2 s)."""
+  """(codec, first 1.2 s of a recording, its tokens and their sound at three rates, the page)."""
   folder = tmp_path_factory.mktemp('listen')
   untrained_release(tiny(base.get_config()), folder)
   path, page = folder / 'a <b> & c.wav', folder / 'page.html'
   soundfile.write(path, 0.3 * SyntheticSource(2, seed=0)[0]['audio'][:32000], 16000)
-  assert cli.main(['listen', str(path), '-o', str(page), '--checkpoint', str(folder), '--seconds', '1.2',
-                   '--no-open']) == 0
-  return load(folder), read_audio(path)[:19200], page.read_text()
+  codec = load(folder)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr('affectcodec_jax.cli.codec.load', lambda checkpoint: codec)  # one codec, compiled once
+    assert cli.main(['listen', str(path), '-o', str(page), '--seconds', '1.2', '--no-open']) == 0
+  audio = read_audio(path)[:19200]
+  tokens = [codec.encode(audio, 16000, kbps) for kbps in (0.75, 1.5, 2.25)]  # of 1, 2 and 3 stages
+  return codec, audio, tokens, [codec.decode(t) for t in tokens], page.read_text()
 
 
 def embedded(page, kind):
@@ -39,20 +43,17 @@ def embedded(page, kind):
 
 def test_each_rate_is_played_and_sized_as_encode_and_decode_make_it(made):
   """FLAC of 16 bits: half a step of rounding. Levels come back, so they are compared as they are."""
-  codec, audio, page = made
+  _, audio, tokens, decoded, page = made
   sounds = [soundfile.read(io.BytesIO(x))[0] for x in embedded(page, 'audio/flac')]
-  wanted = [audio]
-  for kbps in (0.75, 1.5, 2.25):  # of the tiny codec's rates of 1, 2 and 3 stages
-    tokens = codec.encode(audio, 16000, kbps)
-    wanted.append(codec.decode(tokens))
-    assert f'>{kbps:g} kbps</h2>\n<p class="soft">{len(afc.pack(tokens))} bytes' in page
-  assert len(sounds) == len(wanted) == 4
-  for sound, expected in zip(sounds, wanted):
+  for t in tokens:
+    assert f'>{t.kbps:g} kbps</h2>\n<p class="soft">{len(afc.pack(t))} bytes' in page
+  assert len(sounds) == 4
+  for sound, expected in zip(sounds, [audio, *decoded]):
     np.testing.assert_allclose(sound, np.clip(expected, -1, 1), atol=1.01 / 32768)
 
 
 def test_the_page_is_whole_and_has_names_for_everything(made):
-  _, _, page = made
+  page = made[-1]
   outside = {u for u in re.findall(r'(?:src|href)="([^"]{0,40})', page) if not u.startswith('data:')}
   assert not outside and '@import' not in page and 'url(' not in page
   assert '<h1>a &lt;b&gt; &amp; c.wav</h1>' in page and 'The first 1 s of 2 s.' in page
@@ -68,8 +69,7 @@ def test_the_page_is_whole_and_has_names_for_everything(made):
 
 def test_the_grid_shows_emotion_digits_in_orange_and_acoustic_ones_in_blue(made):
   """Bits of the codes by arithmetic of their own: the low 3, then 6 times 2."""
-  codec, audio, page = made
-  tokens = codec.encode(audio, 16000)
+  codec, _, (*_, tokens), _, page = made
   levels = block_levels(codec.config.model)
   assert levels == {'emotion': (2, 2, 2), 'acoustic': (4,) * 6}
   strips = [np.asarray(Image.open(io.BytesIO(x)).convert('RGB')).astype(int)
@@ -96,7 +96,7 @@ def test_pitch_is_drawn_where_there_is_voice():
 
 def test_silence_and_the_shortest_recording_have_a_page(made, monkeypatch):
   """Without the networks, which see six seconds in any case."""
-  codec, _, _ = made
+  codec = made[0]
   for name in ('packaged_teacher', 'network_judge'):
     monkeypatch.setattr(listen.judges, name, lambda: lambda audio: np.full(8, 0.125))
   for audio in (np.zeros(16000, np.float32), np.full(320, 0.1, np.float32)):

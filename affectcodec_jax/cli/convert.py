@@ -5,7 +5,6 @@ whole and newer than its input is kept, so the same command goes on where it was
 """
 
 import logging
-import os
 import pathlib
 import sys
 
@@ -85,26 +84,25 @@ def _convert(args, suffixes, suffix, convert, is_done, verb):
 
 
 def _plan(source, out, suffixes, suffix):
-  """[(input, output)] of a folder's files in order, hidden ones and those in hidden folders left out.
+  """[(input, output)] of a folder's files, in order.
 
   Raises:
     UserError: no such file, two for one output, or `out` lies inside the folder or is a file.
   """
+  from affectcodec_jax.data.folder import find_files
+  if str(out) == '-':
+    raise UserError(f'{source}: a folder does not go to standard output; give a folder for the output')
   if out.exists() and not out.is_dir():
     raise UserError(f'{out}: is a file; {source} is a folder, give a folder for the output')
   if out.resolve().is_relative_to(source.resolve()):
     raise UserError(f'{out}: lies in {source} itself; choose a folder outside of it')
   tasks, origin = [], {}
-  for folder, folders, names in os.walk(source, followlinks=True):
-    folders[:] = sorted(f for f in folders if not f.startswith('.'))
-    for name in sorted(names):
-      path = pathlib.Path(folder, name)
-      if path.suffix.lower() in suffixes and not name.startswith('.'):
-        target = (out / path.relative_to(source)).with_suffix(suffix)
-        if target in origin:
-          raise UserError(f'{origin[target]} and {path} would both become {target}; rename one of them')
-        origin[target] = path
-        tasks.append((path, target))
+  for path in find_files(source, suffixes):
+    target = (out / path.relative_to(source)).with_suffix(suffix)
+    if target in origin:
+      raise UserError(f'{origin[target]} and {path} would both become {target}; rename one of them')
+    origin[target] = path
+    tasks.append((path, target))
   if not tasks:
     raise UserError(f'{source}: holds no file that ends in {", ".join(suffixes)}')
   return tasks

@@ -87,6 +87,19 @@ def list_rows(path):
 
 
 def _scan(root):
+  place = _placing(root)
+  return [place(key) for key in _names(root, SUFFIXES)]
+
+
+def find_files(root, suffixes):
+  """Paths of the files below a folder that end so, sorted; hidden ones and folders are left out.
+
+  Links to folders elsewhere are followed, once each. `suffixes` is a tuple of them, in lower case.
+  """
+  return [pathlib.Path(root, name) for name in _names(root, suffixes)]
+
+
+def _names(root, suffixes):
   keys, followed, waiting = [], [os.path.realpath(root)], ['']
   while waiting:
     folder = waiting.pop()
@@ -95,13 +108,11 @@ def _scan(root):
     except OSError as e:
       logging.warning('%s: not looked into (%s)', e.filename, e.strerror)
       continue
-    sounds = [e.name for e in entries if e.name.lower().endswith(SUFFIXES) and _is_file(e)]
+    sounds = [e.name for e in entries if e.name.lower().endswith(suffixes) and _is_file(e)]
     inner = [e.name for e in entries if _is_folder(e) and _enters(e, followed)]
     keys += [folder + name for name in sounds]
     waiting += [f'{folder}{name}{os.sep}' for name in reversed(inner)]
-  keys.sort(key=lambda key: key.split(os.sep))
-  place = _placing(root)
-  return [place(key) for key in keys]
+  return sorted(keys, key=lambda key: key.split(os.sep))
 
 
 def _entries(folder):

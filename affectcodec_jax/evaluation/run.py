@@ -174,13 +174,15 @@ def write_rows(path, rows):
 
 def overview(results):
   """The table that the command prints: a line a system."""
-  from affectcodec_jax.evaluation.summary import count
+  from affectcodec_jax.evaluation.summary import FEWEST, count
   shown = {'measured': 'kbps', **{f'{j}_macro': f'MEDR {j}' for j in results['judges']},
            'network_agreement': 'agree', 'f0_correlation': 'F0 corr', 'pesq': 'PESQ', 'estoi': 'ESTOI',
            'visqol': 'ViSQOL', 'distillmos': 'DMOS', 'mel': 'mel', 'speaker_resemblyzer': 'speaker',
            'wer': 'WER'}
+  if results['speakers'] < FEWEST:
+    shown = {k: v for k, v in shown.items() if not k.endswith(('_macro', '_agreement'))}
   files, speakers = count(results['files'], 'file'), count(results['speakers'], 'speaker')
-  lines = [f'{files} of {speakers}; means, intervals in results.json',
+  lines = [f'{files} of {speakers}, means; results.json has all that was measured',
            f'{"":18}' + ''.join(f'{h:>14}' for h in shown.values())]
   for label, r in results['systems'].items():
     cells = [f'{r["measured_kbps"]:.2f}' if r['measured_kbps'] else '']
