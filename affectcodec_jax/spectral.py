@@ -3,11 +3,10 @@
 TPUs have matrix units and no FFT to speak of: there a windowed DFT is a matmul. Elsewhere the FFT is
 used: on a CPU core the largest window's transform and gradient take a twentieth of the matmul's time.
 Precision is float32 always: an accelerator's default bfloat16 pass would put errors of a per cent
-into every bin.
+into every bin. Matrices are made in the program, by cosines and comparisons: as constants they would be
+nearly all of its text.
 """
 
-import contextlib
-import contextvars
 import functools
 
 import jax
@@ -15,25 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE
-
-_portable = contextvars.ContextVar('portable', default=False)
-
-
-@contextlib.contextmanager
-def portable():
-  """Within it, programs are traced with matmuls in place of FFTs, for runtimes that have none.
-
-  Their matrices come from cosines in the program: as constants they would be half of its size.
-  """
-  token = _portable.set(True)
-  try:
-    yield
-  finally:
-    _portable.reset(token)
-
-
-def _by_matmul():
-  return _portable.get() or jax.default_backend() == 'tpu'
+from affectcodec_jax.common.platforms import by_platform
 
 
 def frame(audio, window, hop):
@@ -52,32 +33,26 @@ def _hann(window):
   return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
 
 
-def _dft(window, xp=np):
+def _dft(window):
   """Hann-windowed DFT matrix, cosines then sines: `[window, 2 * (window // 2 + 1)]`."""
-  angle = _angles(window, xp)
-  return _hann(window)[:, None] * xp.concatenate([xp.cos(angle), -xp.sin(angle)], axis=1)
+  angle = _angles(window)
+  matrix = jnp.concatenate([jnp.cos(angle), -jnp.sin(angle)], axis=1)
+  return _hann(window).astype(np.float32)[:, None] * matrix
 
 
-def _inverse_dft(window, xp=np):
+def _inverse_dft(window):
   """Inverse real DFT, windowed: `[2 * (window // 2 + 1), window]`, cosines then sines."""
   half = np.arange(window // 2 + 1)
-  weight = np.where((half == 0) | (2 * half == window), 1, 2)[:, None] / window
-  angle = _angles(window, xp).T
-  return xp.concatenate([weight * xp.cos(angle), -weight * xp.sin(angle)]) * _hann(window)
+  weight = (np.where((half == 0) | (2 * half == window), 1, 2)[:, None] / window).astype(np.float32)
+  angle = _angles(window).T
+  matrix = jnp.concatenate([weight * jnp.cos(angle), -weight * jnp.sin(angle)])
+  return matrix * _hann(window).astype(np.float32)
 
 
-def _angles(window, xp):
+def _angles(window):
   """2 pi n k / window in [0, 2 pi), by integers until the last step: `[window, bins]`."""
-  turn = xp.arange(window, dtype=np.int32)[:, None] * xp.arange(window // 2 + 1, dtype=np.int32) % window
-  return turn * (2 * np.pi / window)
-
-
-def _constant(kind, window):
-  """The matrix of one of these two; in a portable program as the steps that make it."""
-  return kind(window, jnp) if _portable.get() else _computed(kind, window)
-
-
-_computed = functools.lru_cache(lambda kind, window: kind(window).astype(np.float32))
+  turn = jnp.arange(window, dtype=np.int32)[:, None] * jnp.arange(window // 2 + 1, dtype=np.int32) % window
+  return turn * np.float32(2 * np.pi / window)
 
 
 def stft(audio, window, hop, normalized=False):
@@ -96,8 +71,10 @@ def stft(audio, window, hop, normalized=False):
 
 
 def spectrum(frames, scale=1.0):
-  """Real and imaginary part of the Hann-windowed transform of `[..., window]`, by what is quicker here."""
-  return (dft_by_matmul if _by_matmul() else dft_by_fft)(frames, scale)
+  """Real and imaginary part of the Hann-windowed transform of `[..., window]`, by what is quicker there."""
+  by_matmul = functools.partial(dft_by_matmul, scale=scale)
+  return by_platform(frames, default=functools.partial(dft_by_fft, scale=scale), tpu=by_matmul,
+                     portable=by_matmul)
 
 
 def dft_by_fft(frames, scale=1.0):
@@ -109,8 +86,8 @@ def dft_by_fft(frames, scale=1.0):
 
 def dft_by_matmul(frames, scale=1.0):
   """The same as `dft_by_fft`, by a matrix."""
-  matrix = _constant(_dft, frames.shape[-1]) * np.float32(scale)
-  return jnp.split(jnp.matmul(frames, matrix, precision=jax.lax.Precision.HIGHEST), 2, axis=-1)
+  matrix = _dft(frames.shape[-1]) * np.float32(scale)
+  return tuple(jnp.split(jnp.matmul(frames, matrix, precision=jax.lax.Precision.HIGHEST), 2, axis=-1))
 
 
 def istft(real, imag, window, hop):
@@ -118,8 +95,9 @@ def istft(real, imag, window, hop):
 
   The signal is the sum of windowed frames over the sum of squared windows (Griffin & Lim, 1984).
   """
-  inverse = inverse_by_matmul if _by_matmul() else inverse_by_fft
-  frames = inverse(real, imag, window)  # [..., T, window]
+  by_matmul = functools.partial(inverse_by_matmul, window=window)
+  frames = by_platform(real, imag, default=functools.partial(inverse_by_fft, window=window), tpu=by_matmul,
+                       portable=by_matmul)  # [..., T, window]
   count = frames.shape[-2]
   total = overlap_add(frames, hop)  # [..., (T + blocks - 1) * hop]
   hann = (_hann(window) ** 2).astype(np.float32)
@@ -136,7 +114,7 @@ def inverse_by_fft(real, imag, window):
 def inverse_by_matmul(real, imag, window):
   """The same as `inverse_by_fft`, by a matrix."""
   spectrum = jnp.concatenate([real, imag], axis=-1)
-  return jnp.matmul(spectrum, _constant(_inverse_dft, window), precision=jax.lax.Precision.HIGHEST)
+  return jnp.matmul(spectrum, _inverse_dft(window), precision=jax.lax.Precision.HIGHEST)
 
 
 def overlap_add(frames, hop):
@@ -166,12 +144,21 @@ def mel_basis(window, num_mels):
   return triangles.T.copy()
 
 
+def mel_matrix(window, num_mels):
+  """The same in a program, which then holds two numbers a bin: no bin lies in more than two triangles."""
+  basis = mel_basis(window, num_mels)
+  bins, first = np.arange(len(basis)), (basis > 0).argmax(axis=1)
+  lower, upper = basis[bins, first], np.where(first + 1 < num_mels, basis[bins, (first + 1) % num_mels], 0)
+  band = jnp.arange(num_mels) - first[:, None]  # [bins, num_mels]
+  return jnp.where(band == 0, lower[:, None], jnp.where(band == 1, upper[:, None], np.float32(0)))
+
+
 def mel_spectrogram(audio, window, hop, num_mels):
   """Mel magnitudes of `[..., samples]`: `[..., frames, num_mels]` (librosa's Slaney filterbank)."""
   real, imag = stft(audio, window, hop)
   # sqrt has no gradient at 0: digital silence would be NaN without the floor.
   magnitude = jnp.sqrt(jnp.maximum(real ** 2 + imag ** 2, 1e-12))
-  return jnp.matmul(magnitude, mel_basis(window, num_mels), precision=jax.lax.Precision.HIGHEST)
+  return jnp.matmul(magnitude, mel_matrix(window, num_mels), precision=jax.lax.Precision.HIGHEST)
 
 
 def log_mel(audio, window, hop, num_mels, floor=1e-5):

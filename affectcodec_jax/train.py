@@ -11,6 +11,7 @@ The state of a run is chosen in this order:
 """
 
 import collections
+import functools
 import os
 import pathlib
 import signal
@@ -122,12 +123,10 @@ def train(config, workdir, init_from=None):
       source, config.data, batch_size=min(config.train.batch_size, 16),
       crop_samples=config_lib.crop_samples(config), seed=config.seed))
 
-  def fresh(audio):
-    return create_state(config, jax.random.PRNGKey(config.seed), frozen, audio)
-
-  state = checkpoints.restore_latest(manager, jax.eval_shape(fresh, first['audio']), iterator)
+  fresh = functools.partial(create_state, config, jax.random.PRNGKey(config.seed))
+  state = checkpoints.restore_latest(manager, jax.eval_shape(fresh, frozen, first['audio']), iterator)
   if state is None:
-    state = jax.device_get(jax.jit(fresh)(first['audio']))
+    state = jax.device_get(jax.jit(fresh)(frozen, first['audio']))
     if init_from:
       state = release.initialise(state, config, init_from)
       say(f'starting from the codec in {init_from}')

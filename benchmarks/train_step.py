@@ -25,7 +25,7 @@ def run(threads, rounds):
     shape = (config.train.batch_size, samples)
     audio = 0.06 * np.random.default_rng(0).normal(size=shape).astype(np.float32)
     frozen = {'teacher': weights.load_teacher(config, config.teacher.path)}
-    state = jax.jit(lambda a, c=config, f=frozen: create_state(c, jax.random.key(0), f, a))(audio)
+    state = jax.jit(functools.partial(create_state, config))(jax.random.key(0), frozen, audio)
     calls = {}
     for what, adversarial in (('without discriminator', False), ('whole', True)):
       step = jax.jit(functools.partial(train_step, config=config, adversarial=adversarial))

@@ -42,9 +42,13 @@ def add_kbps(parser):
   parser.add_argument('--kbps', type=float, help='1.5, 3 or 6 (default: the highest)')
 
 
-def add_config(parser, file, folder):
-  """The options of commands that take a configuration, for their help: `config.parse_args` reads them."""
+def add_config(parser, file, folder=None):
+  """The options of commands that take a configuration, for their help: `config.parse_args` reads them.
+
+  `folder` is the default of --workdir, None for commands without.
+  """
   parser.add_argument('--config', required=True, metavar='FILE', help=f'configuration, such as {file}')
-  parser.add_argument('--workdir', metavar='DIR', help=f'folder of the run (default: {folder})')
+  if folder:
+    parser.add_argument('--workdir', metavar='DIR', help=f'folder of the run (default: {folder})')
   parser.add_argument('--config.FIELD', metavar='VALUE',
                       help='any field of the configuration, e.g. --config.train.steps=100')

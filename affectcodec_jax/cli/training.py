@@ -1,6 +1,7 @@
-"""Commands that train codecs and score them: train, evaluate, compare, ablate."""
+"""Commands that train codecs and score them: train, compile, evaluate, compare, ablate."""
 
 from affectcodec_jax.cli.command import Command, add_config
+from affectcodec_jax.common.errors import UserError
 
 _JUDGES = "folder of 'teacher judge', for the support vector machine (default: the packaged one)"
 
@@ -9,6 +10,12 @@ def _train_options(p):
   add_config(p, 'configs/base.py', 'runs/DATE-TIME')
   p.add_argument('--init_from', metavar='CODEC',
                  help="start from a released codec: 'pretrained', or a folder that 'release' made")
+
+
+def _compile_options(p):
+  add_config(p, 'configs/lite.py')
+  p.add_argument('--topology', required=True, metavar='SLICE',
+                 help='chips and their shape: v4:2x2x4, v5e:4x4, v5p:2x2x4, v6e:2x4 …')
 
 
 def _evaluate_options(p):
@@ -58,6 +65,22 @@ def _train(words):
   return train.main(words)
 
 
+def _compile(words):
+  from affectcodec_jax import config as config_lib
+  config, workdir, topology = config_lib.parse_args(words, 'Compiles the training step.', topology='Slice.')
+  if workdir or not topology:
+    raise UserError('compile writes no run: leave --workdir out' if workdir else
+                    '--topology is missing, e.g. --topology v5e:2x2')
+  config_lib.validate(config)
+  from affectcodec_jax.training import aot
+  devices = aot.slice_of(topology)
+  adversarial, t = config.loss.adversarial > 0, config.train
+  print(f'step         {"with" if adversarial else "without"} discriminator, batch {t.batch_size} x '
+        f'{config.data.crop_seconds} s, a mesh of {len(devices)} devices of {topology}, fsdp={t.fsdp}',
+        flush=True)
+  print('\n'.join(aot.report(config, topology, aot.compile_step(config, devices, adversarial))))
+
+
 def _evaluate(args):
   from affectcodec_jax.evaluation.run import evaluate
   evaluate(args)
@@ -78,6 +101,14 @@ COMMANDS = {
         'trains a codec, or goes on where its folder left off',
         'train --config configs/base.py --workdir runs/base --config.train.steps=1000', _train_options,
         _train, takes_config=True),
+    'compile': Command(
+        'compiles the training step for a TPU slice that need not be there',
+        'compile --config configs/lite.py --topology v5e:2x2', _compile_options, _compile, """\
+Ahead of time, on any host, by the TPU's own compiler (pip install 'jax[tpu]'). Prints the memory that a
+chip needs, operations, collectives, which of matrix units, memory and network bounds the step, and the time
+and chip-hours that this bound allows: by published rates of the chip, not by measurements. What does not
+fit ends in the compiler's message. The step is that of train.parallel=mesh, with the discriminator where
+loss.adversarial is above 0. It takes minutes at least (docs/scaling.md).""", takes_config=True),
     'evaluate': Command(
         'scores a codec on a set of files at every rate, beside other codecs',
         'evaluate --checkpoint runs/speech --data SPEECH/manifest.jsonl --out runs/speech/test',

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from affectcodec_jax.common.constants import HOP_LENGTH
-from affectcodec_jax.spectral import frame, mel_basis, spectrum
+from affectcodec_jax.spectral import frame, mel_matrix, spectrum
 
 MELS, POSITIONS = 80, 1500  # positions: 30 s
 _WINDOW, _HOP = 400, 160
@@ -146,7 +146,7 @@ def log_mel(audio, mask=None):
   size = 3 * _HOP  # the multiple of the hop that holds a window
   audio = jnp.pad(audio, ((0, 0), (0, size - _WINDOW // 2)))
   real, imag = spectrum(frame(audio, size, _HOP)[..., :_WINDOW])  # [B, T, 201] each
-  power = jnp.matmul(real ** 2 + imag ** 2, mel_basis(_WINDOW, MELS), precision=jax.lax.Precision.HIGHEST)
+  power = jnp.matmul(real ** 2 + imag ** 2, mel_matrix(_WINDOW, MELS), precision=jax.lax.Precision.HIGHEST)
   log = jnp.log10(jnp.maximum(power, 1e-10))  # [B, T, 80]
   inside = log
   if mask is not None:

@@ -19,11 +19,11 @@ import numpy as np
 from affectcodec_jax import audio as audio_lib
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.common.files import make_folder, write_json, write_whole
+from affectcodec_jax.common.platforms import portable
 from affectcodec_jax.emotion.teachers import emotion_context, encoder_features
 from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.codec import Codec, bits_per_stage, make_codec
 from affectcodec_jax.models.context import decoder_context, encoder_context
-from affectcodec_jax.spectral import portable
 
 FORMATS = {'stablehlo': ('stablehlo',), 'onnx': ('onnx',), 'both': ('stablehlo', 'onnx')}
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # of StableHLO

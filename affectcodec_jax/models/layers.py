@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from affectcodec_jax.common.platforms import by_platform
+
 Dtype = jnp.dtype
 RESIDUAL_GAIN = 0.3  # of the last convolution of a residual branch: a dozen of them add up to about 2
 
@@ -50,14 +52,17 @@ class Conv(nn.Module):
     g = self.param('g', nn.initializers.constant(self.gain), (self.features,))
     b = self.param('b', nn.initializers.zeros, (self.features,))
     x, w = x.astype(self.dtype), weight_norm(v, g, tuple(range(n + 1))).astype(self.dtype)
-    narrow = n == 2 and strides[0] == dilation[1] == 1 and self.padding is None
-    if narrow and jax.default_backend() == 'cpu':
-      y = folded_conv(x, w, strides[1], dilation[0])
-    else:
-      spatial = 'W' if n == 1 else 'HW'
-      y = jax.lax.conv_general_dilated(
+    spatial = 'W' if n == 1 else 'HW'
+
+    def conv(x, w):
+      return jax.lax.conv_general_dilated(
           x, w, strides, padding, rhs_dilation=dilation,
           dimension_numbers=(f'N{spatial}C', f'{spatial}IO', f'N{spatial}C'))
+
+    if n == 2 and strides[0] == dilation[1] == 1 and self.padding is None:
+      y = by_platform(x, w, default=conv, cpu=lambda x, w: folded_conv(x, w, strides[1], dilation[0]))
+    else:
+      y = conv(x, w)
     return y + b.astype(self.dtype)
 
 
@@ -153,18 +158,33 @@ def _sin_cos_reduced(y):
   return sin, cos
 
 
+def sin_squared_polynomial(y):
+  """sin(y)^2 and its derivative. Squared, the common sign of the reduced sine is gone."""
+  sin, cos = _sin_cos_reduced(y.astype(jnp.float32))  # of a bfloat16 y the reduction would leave little
+  return (sin * sin).astype(y.dtype), (2 * sin * cos).astype(y.dtype)
+
+
+def _sin_squared_plain(y):
+  sin = jnp.sin(y)
+  return sin * sin, 2 * sin * jnp.cos(y)
+
+
+def _sin_squared(y):
+  # XLA's sine on CPU takes ten times as long as the polynomial; elsewhere the plain form is best.
+  polynomial = sin_squared_polynomial
+  return by_platform(y, default=_sin_squared_plain, cpu=polynomial, portable=polynomial)
+
+
 @jax.custom_jvp
 def sin_squared(y):
-  """sin(y)^2 by polynomial. Squared, the common sign of the reduced sine is gone."""
-  sin, _ = _sin_cos_reduced(y.astype(jnp.float32))  # of a bfloat16 y the reduction would leave little
-  return (sin * sin).astype(y.dtype)
+  """sin(y)^2, of the shape and dtype of `y`."""
+  return _sin_squared(y)[0]
 
 
 @sin_squared.defjvp
 def _sin_squared_jvp(primals, tangents):
-  y, dy = primals[0], tangents[0]
-  sin, cos = _sin_cos_reduced(y.astype(jnp.float32))
-  return (sin * sin).astype(y.dtype), (2 * sin * cos).astype(y.dtype) * dy
+  value, slope = _sin_squared(primals[0])
+  return value, slope * tangents[0]
 
 
 class Snake(nn.Module):
@@ -173,9 +193,7 @@ class Snake(nn.Module):
   @nn.compact
   def __call__(self, x):
     alpha = self.param('alpha', nn.initializers.ones, (x.shape[-1],)).astype(x.dtype)
-    # XLA's sine on CPU takes ten times as long as the polynomial; elsewhere the plain form is best.
-    square = sin_squared if jax.default_backend() == 'cpu' else (lambda y: jnp.square(jnp.sin(y)))
-    return x + square(alpha * x) / (alpha + jnp.asarray(1e-9, x.dtype))
+    return x + sin_squared(alpha * x) / (alpha + jnp.asarray(1e-9, x.dtype))
 
 
 class ResidualUnit(nn.Module):

@@ -3,7 +3,9 @@
 'pmap': every device has the whole state and its part of the batch; gradients are averaged. 'mesh': the same
 `train_step` under `jit` over a mesh of axes `data` and `fsdp`. The batch is split over both; parameters,
 their average and the optimisers' moments over `fsdp`, each along its longest axis that divides; XLA puts in
-the collectives. With `train.fsdp=1` nothing but the batch is split.
+their collectives. Gradients are each device's own, of its clips and whole parameters, by `shard_map`, and
+then averaged: nothing of the batch's size crosses devices, whatever XLA makes of an operation. With
+`train.fsdp=1` nothing but the batch is split.
 """
 
 from collections.abc import Callable
@@ -88,41 +90,69 @@ def unreplicate(tree):
   return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data[0]), tree)
 
 
-def _mesh(config):
-  devices, fsdp = jax.device_count(), config.train.fsdp
-  if devices % fsdp:
-    raise UserError(f'train.fsdp={fsdp} does not divide {devices} devices')
-  mesh = jax.make_mesh((devices // fsdp, fsdp), (AXIS, 'fsdp'), axis_types=(AxisType.Auto,) * 2)
+def make_mesh(config, devices=None):
+  """The mesh of `train.fsdp`, of these devices or all there are.
 
-  def sharding(x):
-    return NamedSharding(mesh, spec(np.shape(x), fsdp))
+  Raises:
+    UserError: `train.fsdp` does not divide them.
+  """
+  devices, fsdp = jax.devices() if devices is None else devices, config.train.fsdp
+  if len(devices) % fsdp:
+    raise UserError(f'train.fsdp={fsdp} does not divide {len(devices)} devices')
+  return jax.make_mesh((len(devices) // fsdp, fsdp), (AXIS, 'fsdp'), axis_types=(AxisType.Auto,) * 2,
+                       devices=devices)
+
+
+def state_sharding(mesh, tree):
+  """How a mesh's devices hold the arrays, or shapes, of a state or of frozen parameters."""
+  return jax.tree.map(lambda x: NamedSharding(mesh, spec(np.shape(x), mesh.shape['fsdp'])), tree)
+
+
+def batch_sharding(mesh):
+  """How they hold every array of a batch."""
+  return NamedSharding(mesh, PartitionSpec((AXIS, 'fsdp')))
+
+
+def mesh_train_step(config, mesh, adversarial):
+  """`train_step` over a mesh, of arrays as `state_sharding` and `batch_sharding` lay them out."""
+  whole, split = PartitionSpec(), batch_sharding(mesh).spec
+
+  def spread(function):
+    # With check_vma gradients of whole parameters would be summed before they are averaged.
+    return jax.shard_map(function, mesh=mesh, in_specs=(whole,) * 5 + (split,), out_specs=whole,
+                         check_vma=False)
+
+  step = functools.partial(train_step, config=config, adversarial=adversarial, axis_name=mesh.axis_names,
+                           spread=spread)
+
+  @functools.partial(jax.jit, donate_argnums=(0,))
+  def run(state, frozen, batch):
+    new, metrics = step(state, frozen, batch)
+    # As it came in: XLA would be free to lay the new state out in another way.
+    return jax.lax.with_sharding_constraint(new, state_sharding(mesh, new)), metrics
+
+  return run
+
+
+def _mesh(config):
+  mesh = make_mesh(config)
 
   def place(tree):
     # Every process has the whole; each device takes its part.
     return jax.tree.map(
-        lambda x: jax.make_array_from_callback(np.shape(x), sharding(x), lambda i: np.asarray(x)[i]), tree)
+        lambda x, over: jax.make_array_from_callback(np.shape(x), over, lambda i: np.asarray(x)[i]),
+        tree, state_sharding(mesh, tree))
 
   def split(batch):
-    over = NamedSharding(mesh, PartitionSpec((AXIS, 'fsdp')))
+    over = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(over, x), batch)
-
-  def compiled(adversarial):
-    step = functools.partial(train_step, config=config, adversarial=adversarial)
-
-    @functools.partial(jax.jit, donate_argnums=(0,))
-    def run(state, frozen, batch):
-      new, metrics = step(state, frozen, batch)
-      # As it came in: XLA would be free to lay the new state out in another way.
-      return jax.lax.with_sharding_constraint(new, jax.tree.map(sharding, new)), metrics
-
-    return run
 
   def fetch(tree):
     if jax.process_count() == 1:
       return jax.tree.map(np.array, jax.device_get(tree))
     return multihost_utils.process_allgather(tree, tiled=True)
 
-  return Parallel(place, split, compiled, fetch, float)
+  return Parallel(place, split, functools.partial(mesh_train_step, config, mesh), fetch, float)
 
 
 def spec(shape, parts):

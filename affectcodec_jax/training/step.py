@@ -45,9 +45,9 @@ def _reconstruct(config, codec, params, batch, features, rounding):
   """Decodes each clip at its rate and, for the multi-rate term, at all of them.
 
   Returns:
-    audio at every rate `[R, B, L]` (R = 1 without the multi-rate term), at the clip's rate
+    audio at every rate `[B, R, L]` (R = 1 without the multi-rate term), at the clip's rate
     `[B, L]`, emotion features `[B, T, D]` from the latent at the clip's rate, commitment `[B]`, and
-    pitch losses `[B]` by name (of a source-filter decoder).
+    pitch losses `[B * R]` by name (of a source-filter decoder).
   """
   variables, audio, rate = {'params': params}, batch['audio'], batch['rate']
   mask = jnp.ones(features.shape[:2], bool)
@@ -57,23 +57,29 @@ def _reconstruct(config, codec, params, batch, features, rounding):
   active = jnp.arange(config.model.num_stages)[:, None] < stages[rate]  # [K, B]
   commitment = jnp.sum(active * quantized.commitment, 0) / jnp.sum(active, 0)
   latents = jnp.stack([codec.apply(variables, quantized.values[:m], method=Codec.latent)
-                       for m in config.rates])  # [R, B, T, d]
-  at_rate = latents[rate, jnp.arange(len(audio))]  # [B, T, d]
+                       for m in config.rates], axis=1)  # [B, R, T, d]
+  at_rate = at_clip_rate(latents, rate)  # [B, T, d]
   emotion = codec.apply(variables, at_rate, method=Codec.emotion_features)
-  every = latents if config.loss.multi_rate else at_rate[None]  # [R, B, T, d]
-  rates = len(every)
-  flat = every.reshape(-1, *every.shape[2:])  # [R*B, T, d]
+  every = latents if config.loss.multi_rate else at_rate[:, None]  # [B, R, T, d]
+  rates = every.shape[1]
+  flat = every.reshape(-1, *every.shape[2:])  # [B*R, T, d]
   if 'f0' not in batch:
     decoded, pitch = codec.apply(variables, flat, method=Codec.synthesise), {}
   else:
-    f0, voiced = (jnp.tile(batch[name], (rates, 1)) for name in ('f0', 'voiced'))  # [R*B, T]
-    decoded, controls = codec.apply(variables, flat, f0, jnp.tile(batch['follow'], rates),
-                                    method=Codec.synthesise_along)
+    f0, voiced, follow = (jnp.repeat(batch[name], rates, axis=0) for name in ('f0', 'voiced', 'follow'))
+    decoded, controls = codec.apply(variables, flat, f0, follow, method=Codec.synthesise_along)
     pitch = {'pitch': losses.pitch_distance(controls.pitch, f0, voiced),
              'voicing': losses.voicing_distance(controls.voicing, voiced)}
-  decoded = decoded.reshape(rates, *audio.shape)  # [R, B, L]
-  decoded_at_rate = decoded[rate, jnp.arange(len(audio))] if config.loss.multi_rate else decoded[0]
+  decoded = decoded.reshape(-1, rates, audio.shape[1])  # [B, R, L]
+  decoded_at_rate = at_clip_rate(decoded, rate) if config.loss.multi_rate else decoded[:, 0]
   return decoded, decoded_at_rate, emotion, commitment, pitch
+
+
+def at_clip_rate(by_rate, rate):
+  """Of `[B, R, ...]` what is at the rates `[B]` of the clips: `[B, ...]`."""
+  chosen = jax.nn.one_hot(rate, by_rate.shape[1], dtype=bool)  # [B, R]
+  chosen = chosen.reshape(*chosen.shape, *(1,) * (by_rate.ndim - 2))
+  return jnp.sum(jnp.where(chosen, by_rate, 0), axis=1)
 
 
 def generator_loss(params, disc_params, frozen, batch, rounding, config, adversarial):
@@ -84,21 +90,20 @@ def generator_loss(params, disc_params, frozen, batch, rounding, config, adversa
   encoder_input = encoder_features(config, frozen, audio) if 'student' in frozen else features
   decoded, at_rate, emotion, commitment, pitch = _reconstruct(
       config, codec, params, batch, encoder_input, rounding)
-  rates, clips = decoded.shape[:2]
-  flat = decoded.reshape(rates * clips, -1)  # [R*B, L]
-  targets = losses.mel_targets(audio, weight.mel_floor)
-  repeated = [jnp.tile(t, (rates, 1, 1)) for t in targets]
-  mel = losses.mel_distance(losses.mel_targets(flat, weight.mel_floor), repeated).reshape(rates, clips)
+  clips, rates = decoded.shape[:2]
+  flat = decoded.reshape(clips * rates, -1)  # [B*R, L]
+  targets = [jnp.repeat(t, rates, axis=0) for t in losses.mel_targets(audio, weight.mel_floor)]
+  mel = losses.mel_distance(losses.mel_targets(flat, weight.mel_floor), targets).reshape(clips, rates)
   decoded_features = teacher_features(config, frozen, flat)
   cycle = losses.emotion_cycle(
-      decoded_features, jnp.tile(features, (rates, 1, 1))).reshape(rates, clips)
+      decoded_features, jnp.repeat(features, rates, axis=0)).reshape(clips, rates)
 
   def mixed(by_rate):
-    """Mean of `[R, B]` at the clips' rates and, `multi_rate` times as much, at all: one weight in all."""
+    """Mean of `[B, R]` at the clips' rates and, `multi_rate` times as much, at all: one weight in all."""
     if not weight.multi_rate:
       return by_rate.mean()
-    at_clip_rate = by_rate[rate, jnp.arange(clips)].mean()
-    return (at_clip_rate + weight.multi_rate * by_rate.mean()) / (1 + weight.multi_rate)
+    at_rates = at_clip_rate(by_rate, rate).mean()
+    return (at_rates + weight.multi_rate * by_rate.mean()) / (1 + weight.multi_rate)
 
   parts = {
       'mel': mixed(mel),
@@ -108,16 +113,22 @@ def generator_loss(params, disc_params, frozen, batch, rounding, config, adversa
       'cycle': mixed(cycle),
   } | {name: value.mean() for name, value in pitch.items()}
   if adversarial:
-    variables = {'params': disc_params}
-    real = discriminator.apply(variables, audio)
-    fake = discriminator.apply(variables, at_rate)
+    real, fake = discriminated(discriminator, disc_params, audio, at_rate)
     parts['adversarial'] = losses.adversarial_loss(fake).mean()
     parts['feature_matching'] = losses.feature_matching(real, fake).mean()
   total = sum(weight[name] * value for name, value in parts.items())
   if weight.multi_rate:
-    parts |= {f'mel_{m}_stages': v for m, v in zip(config.rates, mel.mean(axis=1))}
-    parts |= {f'cycle_{m}_stages': v for m, v in zip(config.rates, cycle.mean(axis=1))}
+    parts |= {f'mel_{m}_stages': v for m, v in zip(config.rates, mel.mean(axis=0))}
+    parts |= {f'cycle_{m}_stages': v for m, v in zip(config.rates, cycle.mean(axis=0))}
   return total, (parts, at_rate)
+
+
+def discriminated(discriminator, params, real, fake):
+  """What it says of `[B, L]` each, by one call: half the program, and half of its compilation."""
+  both = jnp.stack([real, fake], axis=1).reshape(-1, real.shape[1])  # [B*2, L]
+  maps = discriminator.apply({'params': params}, both)
+  maps = jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), maps)  # [B, 2, …]
+  return jax.tree.map(lambda x: x[:, 0], maps), jax.tree.map(lambda x: x[:, 1], maps)
 
 
 def gradients(params, disc_params, frozen, batch, rounding, config, adversarial):
@@ -134,8 +145,7 @@ def gradients(params, disc_params, frozen, batch, rounding, config, adversarial)
   discriminator = make_discriminator(config)
 
   def disc_loss(disc_params):
-    real = discriminator.apply({'params': disc_params}, batch['audio'])
-    fake = discriminator.apply({'params': disc_params}, jax.lax.stop_gradient(decoded))
+    real, fake = discriminated(discriminator, disc_params, batch['audio'], jax.lax.stop_gradient(decoded))
     return losses.discriminator_loss(real, fake).mean()
 
   metrics['loss/discriminator'], disc_grads = jax.value_and_grad(disc_loss)(disc_params)
@@ -158,35 +168,50 @@ def accumulated(grad_fn, batch, pieces):
   return jax.tree.map(lambda x: x / pieces, total)
 
 
-def train_step(state: TrainState, frozen, batch, *, config, adversarial, axis_name=None):
+def mean_gradients(params, disc_params, frozen, rng, step, batch, *, config, adversarial, axis_name=None):
+  """As `gradients`, of the means over the global batch, of which `batch` is this device's part.
+
+  Args:
+    params, disc_params, frozen: of generator, discriminator and emotion networks, whole.
+    rng: the base key.
+    step: the step's number.
+    batch, config, adversarial, axis_name: as in `train_step`.
+  """
+  clips = len(batch['audio'])
+  devices = jax.lax.axis_size(axis_name) if axis_name else 1
+  index = jax.lax.axis_index(axis_name) if axis_name else 0
+  rounding, true_pitch = schedules(config, step)
+  # Drawn for the global batch and sliced, so the number of devices changes nothing.
+  rng = jax.random.fold_in(rng, step)
+  drawn = {'rate': draw_rates(config, rng, devices * clips),
+           'follow': jax.random.bernoulli(jax.random.fold_in(rng, 2), true_pitch, (devices * clips,))}
+  batch = batch | {name: jax.lax.dynamic_slice_in_dim(x, index * clips, clips) for name, x in drawn.items()}
+  grad_fn = functools.partial(gradients, params, disc_params, frozen, rounding=rounding, config=config,
+                              adversarial=adversarial)
+  found = accumulated(grad_fn, batch, config.train.accumulate)
+  return jax.lax.pmean(found, axis_name) if axis_name else found
+
+
+def train_step(state: TrainState, frozen, batch, *, config, adversarial, axis_name=None,
+               spread=lambda function: function):
   """Updates generator, EMA and (when `adversarial`) discriminator.
 
   Args:
     state: the training state.
     frozen: parameters of the emotion networks (see `teachers`).
-    batch: {'audio': `[batch, samples]`} of this device, or the whole of it where XLA splits it; for a
-      source-filter decoder also 'f0' (Hz, above 0) and 'voiced' (1 or 0), `[batch, frames]`.
+    batch: {'audio': `[batch, samples]`} of this device, or with `spread` of all; for a source-filter
+      decoder also 'f0' (Hz, above 0) and 'voiced' (1 or 0), `[batch, frames]`.
     config: the configuration; static.
     adversarial: static; False leaves the discriminator out of the program.
-    axis_name: mapped axis to average over; None on one device and where XLA splits the program.
+    axis_name: mapped axis or axes to average over; None on one device.
+    spread: maps `mean_gradients` over the devices, where they do not all run the whole step.
 
   Returns:
     the new state and a dict of scalar metrics, the same on every device.
   """
-  clips = len(batch['audio'])
-  devices = jax.lax.axis_size(axis_name) if axis_name else 1
-  index = jax.lax.axis_index(axis_name) if axis_name else 0
-  rounding, true_pitch = schedules(config, state.step)
-  # Drawn for the global batch and sliced, so the number of devices changes nothing.
-  rng = jax.random.fold_in(state.rng, state.step)
-  drawn = {'rate': draw_rates(config, rng, devices * clips),
-           'follow': jax.random.bernoulli(jax.random.fold_in(rng, 2), true_pitch, (devices * clips,))}
-  batch = batch | {name: jax.lax.dynamic_slice_in_dim(x, index * clips, clips) for name, x in drawn.items()}
-  mean = (lambda x: jax.lax.pmean(x, axis_name)) if axis_name else (lambda x: x)
-
-  grad_fn = functools.partial(gradients, state.params, state.disc_params, frozen, rounding=rounding,
-                              config=config, adversarial=adversarial)
-  grads, disc_grads, metrics = mean(accumulated(grad_fn, batch, config.train.accumulate))
+  grad_fn = functools.partial(mean_gradients, config=config, adversarial=adversarial, axis_name=axis_name)
+  grads, disc_grads, metrics = spread(grad_fn)(
+      state.params, state.disc_params, frozen, state.rng, state.step, batch)
   updates, opt_state = make_optimizer(config, config.train.lr).update(
       grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
