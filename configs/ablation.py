@@ -23,4 +23,5 @@ def get_config(variant='cem'):
   c.train.keep_checkpoints = 1
   c.train.log_every = 20
   c.train.num_samples = 1
+  c.train.valid_clips = 0  # every variant is evaluated
   return c
