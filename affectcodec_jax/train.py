@@ -101,8 +101,6 @@ def train(config, workdir, init_from=None):
       process_count=jax.process_count())
   held_out = pipeline.make_source(config.data, config.data.eval_split, config.seed)
   clips = pipeline.eval_clips(held_out, config.train.num_samples, max_seconds=4.0)
-  valid = pipeline.eval_crops(held_out, config.data, config.train.valid_clips,
-                              config_lib.crop_samples(config), config.seed)
   say(f'{len(source)} training clips from {config.data.source}')
 
   # ---- Teacher and student ----
@@ -155,7 +153,10 @@ def train(config, workdir, init_from=None):
   clock = [time.time(), step]
   programs = {}
   sampler = make_sampler(config, frozen, clips) if chief and clips else None
-  validator = make_validator(config, valid) if chief and len(valid) else None
+  validator = None
+  if chief and config.train.valid_clips:
+    validator = make_validator(config, pipeline.eval_crops(
+        held_out, config.data, config.train.valid_clips, config_lib.crop_samples(config), config.seed))
 
   def drain(keep):
     while len(pending) > keep:
@@ -178,7 +179,8 @@ def train(config, workdir, init_from=None):
       checkpoints.save(manager, devices.fetch(state), iterator)
 
   def sample(at):
-    ema = devices.fetch(state.ema) if clips or len(valid) else None  # every process has a part in that
+    # Every process has a part in that.
+    ema = devices.fetch(state.ema) if clips or config.train.valid_clips else None
     if validator:
       drain(0)
       writer.write(at, {name: float(value) for name, value in validator(ema, frozen).items()})

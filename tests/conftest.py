@@ -91,6 +91,14 @@ def untrained_release(config, folder):
   write_json(folder / release.CONFIG, {'step': 0, 'fingerprint': fingerprint, 'config': config.to_dict()})
 
 
+@pytest.fixture(scope='session')
+def untrained(tmp_path_factory):
+  """The folder of a released 3-stage codec of random weights, to be left as it is."""
+  folder = tmp_path_factory.mktemp('codec')
+  untrained_release(tiny(get_config()), folder)
+  return folder
+
+
 def state_and_teacher(config):
   """A fresh state, on the host, and the packaged teacher."""
   teacher = {'teacher': weights.load_teacher(config)}

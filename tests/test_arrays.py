@@ -9,15 +9,11 @@ import pytest
 from affectcodec_jax import load
 from affectcodec_jax.audio import to_mono
 from affectcodec_jax.common.errors import UserError
-from configs import base
-from tests.conftest import tiny, untrained_release
 
 
 @pytest.fixture(scope='module')
-def codec(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('codec')
-  untrained_release(tiny(base.get_config()), folder)
-  return load(folder)
+def codec(untrained):
+  return load(untrained)
 
 
 @pytest.fixture(scope='module')

@@ -12,15 +12,11 @@ from affectcodec_jax import __main__ as cli
 from affectcodec_jax import load
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.tokens import afc
-from configs import base
-from tests.conftest import tiny, untrained_release
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('codec')
-  untrained_release(tiny(base.get_config()), folder)
-  return folder
+def run(untrained):
+  return untrained
 
 
 @pytest.fixture

@@ -24,24 +24,14 @@ from affectcodec_jax.inference import release, weights
 from affectcodec_jax.models.params import load_params
 from affectcodec_jax.tokens import emotion as token_emotion
 from affectcodec_jax.tokens import shards
-from configs import base
-from tests.conftest import tiny, untrained_release
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEEP = '[' * 100_000
 
 
-@pytest.fixture(scope='module')
-def sound(tmp_path_factory):
-  """A released codec, whole."""
-  folder = tmp_path_factory.mktemp('sound')
-  untrained_release(tiny(base.get_config()), folder)
-  return folder
-
-
 @pytest.fixture
-def codec(sound, tmp_path):
-  return pathlib.Path(shutil.copytree(sound, tmp_path / 'codec'))
+def codec(untrained, tmp_path):
+  return pathlib.Path(shutil.copytree(untrained, tmp_path / 'codec'))
 
 
 def leaves(value, at=()):
@@ -229,15 +219,15 @@ def test_the_file_server_outlives_bad_requests():
     server.kill()
 
 
-def test_after_a_fork_use_spawn(sound):
+def test_after_a_fork_use_spawn(untrained):
   """A forked child of a process that uses JAX may hang; docs/robustness.md says to spawn. That works."""
   code = (f'import multiprocessing, numpy as np, affectcodec_jax\n'
-          f'codec = affectcodec_jax.load({str(sound)!r})\n'
+          f'codec = affectcodec_jax.load({str(untrained)!r})\n'
           'codec.encode(np.zeros(3200), 16000)\n'
           'from tests.test_hostile import encode_in_child\n'
           "if __name__ == '__main__':\n"
           "  with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
-          f'    print(pool.apply_async(encode_in_child, ({str(sound)!r},)).get(300))\n')
+          f'    print(pool.apply_async(encode_in_child, ({str(untrained)!r},)).get(300))\n')
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=600)
   assert done.stdout.strip() == '(10, 3)', done.stderr
 

@@ -23,18 +23,14 @@ from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.tokens import corpus as tokenize_corpus
 from affectcodec_jax.tokens import shards as token_shards
-from configs import base
-from tests.conftest import tiny, untrained_release
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
+def run(untrained):
   """The folder of a 3-stage codec."""
-  folder = tmp_path_factory.mktemp('codec')
-  untrained_release(tiny(base.get_config()), folder)
-  return folder
+  return untrained
 
 
 @pytest.fixture(scope='module')

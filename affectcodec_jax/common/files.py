@@ -152,6 +152,12 @@ def write_json(path: AnyPath, value) -> None:
   write_whole(path, (json.dumps(value, indent=2) + '\n').encode())
 
 
+def differences(before: dict, now: dict) -> str:
+  """The settings that are not as they were, in words."""
+  return '; '.join(f'{k} {before.get(k)}, now {now.get(k)}' for k in now | before
+                   if before.get(k) != now.get(k))
+
+
 def read_bytes(path):
   """What a file holds; '-' is standard input.
 

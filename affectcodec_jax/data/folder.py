@@ -86,6 +86,19 @@ def list_rows(path):
   raise UserError(f'{path}: no such folder or manifest')
 
 
+def list_split(path, split):
+  """`list_rows` of one split, or of all where it is None.
+
+  Raises:
+    UserError: as `list_rows` and `select_rows`, or nothing is listed.
+  """
+  rows = list_rows(path)
+  rows = rows if split is None else select_rows(rows, split, path)
+  if not rows:
+    raise UserError(f'{path}: lists no audio file')
+  return rows
+
+
 def _scan(root):
   place = _placing(root)
   return [place(key) for key in _names(root, SUFFIXES)]

@@ -9,21 +9,19 @@ import io
 import json
 import math
 import pathlib
-import sys
 
 import numpy as np
 import soundfile
-import tqdm
 
 from affectcodec_jax.audio import SAMPLE_RATE, read_sound
-from affectcodec_jax.common import workers
+from affectcodec_jax.common import progress, workers
 from affectcodec_jax.common.audio_reader import duration, open_sound, read_blocks, whole_numbers
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import make_folder, whole, write_json, write_whole
+from affectcodec_jax.common.files import differences, make_folder, whole, write_json, write_whole
 from affectcodec_jax.common.retry import patiently
 from affectcodec_jax.data import arrayrecord
-from affectcodec_jax.data.folder import list_rows, select_rows
-from affectcodec_jax.data.rows import Rows
+from affectcodec_jax.data.folder import list_split
+from affectcodec_jax.data.rows import list_digest
 
 _VERSION = 1  # of the files; a folder of another version is not gone on with
 _SKIPPED = 'skipped.jsonl'
@@ -51,21 +49,17 @@ def pack(data, out, split=None, shard_files=1000, processes=None):
   for name, value in (('--shard-files', shard_files), ('--processes', processes)):
     if value is not None and value < 1:
       raise UserError(f'{name} must be at least 1')
-  rows = list_rows(data)
-  rows = rows if split is None else select_rows(rows, split, data)
-  if not rows:
-    raise UserError(f'{data}: lists no audio file')
+  rows = list_split(data, split)
   parts = [rows[i:i + shard_files] for i in range(0, len(rows), shard_files)]
   folder = make_folder(out)
-  listed = Rows({k: v for k, v in row.items() if k != 'path'} for row in rows).digest()
-  _check_settings(folder, {'version': _VERSION, 'files': len(rows), 'list_sha256': listed,
+  _check_settings(folder, {'version': _VERSION, 'files': len(rows), 'list_sha256': list_digest(rows),
                            'shard_files': shard_files, 'shards': len(parts)})
   found = {i: _finished(arrayrecord.shard_path(folder, i, len(parts))) for i in range(len(parts))}
   todo = [i for i, held in found.items() if held is None]
   if 0 < len(todo) < len(parts):
     print(f'{out}: {len(parts) - len(todo)} of {len(parts)} shards are finished, going on')
   if todo:
-    bar = tqdm.tqdm(total=sum(len(parts[i]) for i in todo), unit='clip', disable=not sys.stderr.isatty())
+    bar = progress.bar(total=sum(len(parts[i]) for i in todo), unit='clip')
     work = functools.partial(_pack_shard, folder, len(parts))
     processes = min(processes or workers.cores(), len(todo))
     try:
@@ -104,10 +98,8 @@ def _check_settings(out, settings):
     return
   before = arrayrecord.read_settings(out)
   if before != settings:
-    changed = [f'{k} {before.get(k)}, now {settings.get(k)}' for k in settings | before
-               if before.get(k) != settings.get(k)]
-    raise UserError(f'{out}: was packed otherwise ({"; ".join(changed)}); choose another folder, or give '
-                    'what it was packed with to go on')
+    raise UserError(f'{out}: was packed otherwise ({differences(before, settings)}); choose another '
+                    'folder, or give what it was packed with to go on')
   for left in out.glob('.speech-*.tmp'):  # of a killed run
     left.unlink(missing_ok=True)
 

@@ -164,10 +164,8 @@ def eval_crops(source, config, count, crop_samples, seed):
   """`count` crops of held-out recordings, as a training step sees them but not varied.
 
   Returns:
-    `[count, crop_samples]`; with 0 of them nothing is read.
+    `[count, crop_samples]`.
   """
-  if not count:
-    return np.zeros((0, crop_samples), np.float32)
   plain = config.copy_and_resolve_references()
   plain.update(gain_db=0.0, speed=0.0, equalise_db=0.0)
   return next(make_iterator(source, plain, batch_size=count, crop_samples=crop_samples, seed=seed))['audio']

@@ -56,6 +56,11 @@ class Rows:
     self._set(block, state['count'])
 
 
+def list_digest(rows):
+  """Tells lists of recordings and of what is known of them apart; where they lie does not matter."""
+  return Rows({k: v for k, v in row.items() if k != 'path'} for row in rows).digest()
+
+
 def _keep(block):
   """The name of a file in the cache that holds `block`; None where none can be made."""
   folder = cache_folder('rows-1')

@@ -67,8 +67,7 @@ class LiteEncoder(nn.Module):
     quick = _power(audio, _QUICK, HOP_LENGTH // 2)  # [B, 2 * T, 161]
     quick = cepstrum(quick).reshape(b, frames, -1)  # [B, 2 * T, 160] -> [B, T, 320]
     inputs = jnp.concatenate([cepstrum(fine), quick, 3 * autocorrelation(fine)], axis=-1)
-    x = inputs
-    x = nn.Dense(self.width, dtype=self.dtype)(x)
+    x = nn.Dense(self.width, dtype=self.dtype)(inputs)
     x = nn.LayerNorm(dtype=self.dtype)(x)
     block = nn.remat(ConvNeXtBlock) if self.remat else ConvNeXtBlock
     for i in range(self.depth):

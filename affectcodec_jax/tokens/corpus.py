@@ -7,7 +7,6 @@ that was stopped goes on with the first shard that is missing and ends with the 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
-import hashlib
 import json
 import pathlib
 import time
@@ -15,8 +14,16 @@ from typing import Any
 
 from affectcodec_jax.common import progress, workers
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import AnyPath, make_folder, parse_json, write_json, write_whole
-from affectcodec_jax.data.folder import list_rows, select_rows
+from affectcodec_jax.common.files import (
+  AnyPath,
+  differences,
+  make_folder,
+  parse_json,
+  write_json,
+  write_whole,
+)
+from affectcodec_jax.data.folder import list_split
+from affectcodec_jax.data.rows import list_digest
 from affectcodec_jax.tokens import shards as token_shards
 from affectcodec_jax.tokens.afc import Tokens
 
@@ -60,7 +67,7 @@ def tokenize(load: Load, data: AnyPath, out: AnyPath, checkpoint: AnyPath = 'pre
       raise UserError(f'{name} must be at least 1')
   if 'parquet' in formats:
     token_shards.require_parquet()
-  rows = _rows(data, split)
+  rows = list_split(data, split)
   shards = [rows[i:i + shard_files] for i in range(0, len(rows), shard_files)]
   folder = make_folder(out)
   try:
@@ -69,7 +76,7 @@ def tokenize(load: Load, data: AnyPath, out: AnyPath, checkpoint: AnyPath = 'pre
   except workers.Died as e:
     raise UserError('the process that loaded the codec died, perhaps for lack of memory') from e
   settings = {'version': _VERSION, **codec, 'formats': list(formats), 'files': len(rows),
-              'list_sha256': _list_hash(rows), 'shard_files': shard_files, 'shards': len(shards)}
+              'list_sha256': list_digest(rows), 'shard_files': shard_files, 'shards': len(shards)}
   index, skipped = _resume(folder, settings)
   todo = [i for i in range(len(shards)) if str(i) not in index['shards']]
   if 0 < len(todo) < len(shards):
@@ -114,21 +121,6 @@ def _speed(done: Mapping[str, float], elapsed: float) -> str:
   return f'{done["clips"] / elapsed:.1f} clips/s, {done["seconds"] / elapsed:.1f} x real time'
 
 
-def _rows(data: AnyPath, split: str | None) -> list[Row]:
-  """What to encode, in order: what the data lists of that split."""
-  rows = list_rows(data)
-  rows = rows if split is None else select_rows(rows, split, data)
-  if not rows:
-    raise UserError(f'{data}: lists no audio file')
-  return rows
-
-
-def _list_hash(rows: list[Row]) -> str:
-  """Tells lists of recordings and of what is known of them apart; where they lie does not matter."""
-  known = [{k: v for k, v in row.items() if k != 'path'} for row in rows]
-  return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-
-
 def _resume(out: pathlib.Path, settings: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], list[Row]]:
   """(index, lines of skipped recordings) of the finished shards in `out`; a fresh index where it is new.
 
@@ -144,10 +136,8 @@ def _resume(out: pathlib.Path, settings: dict[str, Any]) -> tuple[dict[str, dict
   index = token_shards.read_index(out)
   before = index['settings']
   if before != settings:
-    changed = [f'{k} {before.get(k)}, now {settings.get(k)}' for k in settings | before
-               if before.get(k) != settings.get(k)]
-    raise UserError(f'{out}: its tokens were made otherwise ({"; ".join(changed)}); choose another folder, '
-                    'or give what they were made with to go on')
+    raise UserError(f'{out}: its tokens were made otherwise ({differences(before, settings)}); choose '
+                    'another folder, or give what they were made with to go on')
   for left in out.glob('.tokens-*.tmp'):  # of a killed run
     left.unlink(missing_ok=True)
   names = {i: [token_shards.shard_name(int(i), settings['shards'], f) for f in settings['formats']]
