@@ -16,8 +16,8 @@ import sys
 
 from benchmarks.measure import run_alone
 
-NAMES = ('matmul', 'quantizer', 'codec', 'step', 'train_step', 'memory', 'pipeline', 'corpus', 'startup',
-         'streaming')
+NAMES = ('matmul', 'quantizer', 'codec', 'step', 'train_step', 'lite_step', 'memory', 'pipeline', 'corpus',
+         'startup', 'streaming')
 
 
 def main(argv=None):

@@ -1,7 +1,7 @@
 """The data pipeline alone: clips a second from a folder of FLAC files (of synthetic speech).
 
 No worker processes, as on a small machine; each clip is a crop of 0.96 s, levelled. What the trainer of
-`configs/lite.py` takes is in `train_step`.
+`configs/lite.py` takes is in `lite_step`.
 """
 
 import itertools

@@ -20,8 +20,12 @@ from affectcodec_jax.common.files import write_json
 from affectcodec_jax.inference import release, weights
 from affectcodec_jax.models.codec import init_params
 from affectcodec_jax.models.params import load_params, save_params
+from affectcodec_jax.training import losses
 from affectcodec_jax.training.state import create_state
 from configs.base import get_config
+
+# Of processes that tests start.
+ONE_DEVICE = os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count=1')
 
 
 def tiny(config):
@@ -61,6 +65,13 @@ def _forget_programs():
   maps = pathlib.Path('/proc/self/maps')
   if not maps.exists() or maps.read_bytes().count(b'\n') > 16_000:  # some 5 GB of programs
     jax.clear_caches()
+
+
+@pytest.fixture
+def one_mel_scale(monkeypatch):
+  """A quarter of the step's program: the seven scales of the mel loss differ in nothing but numbers."""
+  monkeypatch.setattr(losses, 'MEL_WINDOWS', (512,))
+  monkeypatch.setattr(losses, 'MEL_BANDS', (80,))
 
 
 def batch(config, seed=0):

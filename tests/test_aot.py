@@ -7,16 +7,9 @@ import jax
 import pytest
 
 from affectcodec_jax.cli import program
-from affectcodec_jax.training import aot, losses
+from affectcodec_jax.training import aot
 from configs import base, lite, paper
 from tests.conftest import tiny
-
-
-@pytest.fixture
-def one_mel_scale(monkeypatch):
-  """A quarter of the program: the seven scales of the mel loss differ in nothing but numbers."""
-  monkeypatch.setattr(losses, 'MEL_WINDOWS', (512,))
-  monkeypatch.setattr(losses, 'MEL_BANDS', (80,))
 
 
 def _crossing(config, adversarial):

@@ -25,7 +25,8 @@ from affectcodec_jax.evaluation import ablate
 from affectcodec_jax.inference import weights
 from affectcodec_jax.models.params import load_params
 from affectcodec_jax.training.fit import fit
-from tests.conftest import tiny
+from configs import lite
+from tests.conftest import ONE_DEVICE, tiny
 
 STUDENT_FLAGS = ['--config', 'configs/student.py', '--config.data.num_clips=24', '--config.train.steps=40',
                  '--config.train.batch_size=4', '--config.data.crop_seconds=0.4', '--config.train.lr=0.02',
@@ -190,7 +191,7 @@ def test_teacher_trains_and_reports(tmp_path, capsys):
   assert f'unweighted accuracy on valid: {valid["accuracy"]:.3f} over 32' in capsys.readouterr().out
 
 
-def test_student_is_distilled_and_stands_in_for_the_teacher(tmp_path, capsys):
+def test_student_is_distilled_and_stands_in_for_the_teacher(one_mel_scale, tmp_path, capsys):
   """It comes nearer to the teacher; the codec trains with it, and encodes by it in a folder without one."""
   assert cli.main(['teacher', 'distil', *STUDENT_FLAGS, '--workdir', str(tmp_path / 's')]) == 0
   results = json.loads((tmp_path / 's' / 'results.json').read_text())
@@ -199,9 +200,8 @@ def test_student_is_distilled_and_stands_in_for_the_teacher(tmp_path, capsys):
   losses = [json.loads(line)['loss'] for line in log.splitlines()]
   assert len(losses) == 4 and losses[-1] < 1 < losses[0]  # 1 is that of a constant, the features' mean
   assert 0 < results['explained'] < results['cosine'] < 1
-  from configs.base import get_config
-  config = tiny(get_config())
-  config.train.steps = 1
+  config = tiny(lite.get_config())
+  config.data.source, config.train.steps = 'synthetic', 1
   config.teacher.student = str(tmp_path / 's' / 'student.safetensors')
   train_lib.train(config, tmp_path / 'run')
   (tmp_path / 'run' / 'teacher.safetensors').unlink()
@@ -242,7 +242,7 @@ def test_ablation_trains_scores_and_continues(tmp_path, monkeypatch, capsys):
   rows = [{'path': f'{i}.wav', 'split': s, 'speaker': str(i), 'emotion': EMOTIONS[i]}
           for i, s in enumerate(('train', 'train', 'valid', 'test'))]
   (tmp_path / 'm.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-  monkeypatch.setenv('XLA_FLAGS', '')  # one device: the batch is 8
+  monkeypatch.setenv('XLA_FLAGS', ONE_DEVICE)
   args = ['ablate', '--data', str(tmp_path / 'm.jsonl'), '--out', str(tmp_path / 'out'), '--variants',
           'bd_rfsq', '--metrics', 'spectral', 'network', '--seeds', '0', '--steps', '2']
   assert cli.main(args) == 0

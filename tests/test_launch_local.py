@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from tests.conftest import ONE_DEVICE
+
 LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 
 # Takes the place of training: notes how it was called, then does what $FAKE/plan says for its number.
@@ -74,9 +76,7 @@ def test_local_tells_what_is_missing(fake, args, message):
 
 def test_two_real_processes_train_as_one(tmp_path):
   """Three steps, one clip a process: one log with each step once; resumed, all from the same checkpoint."""
-  # One device a process, and programs that are quick to compile, as in conftest.py.
-  flags = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-  env = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+  env = os.environ | {'XLA_FLAGS': ONE_DEVICE, 'JAX_PLATFORMS': 'cpu'}
   small = {'train.steps': 3, 'train.batch_size': 2, 'train.log_every': 1, 'train.adversarial_start': 9,
            'train.checkpoint_every': 1,
            'train.num_samples': 0, 'model.backbone': 'lite', 'model.lite.width': 16,

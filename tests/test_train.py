@@ -17,7 +17,9 @@ from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.inference import restore
 from affectcodec_jax.training import checkpoints, parallel
 from configs import lite
-from tests.conftest import run_until, state_and_teacher, tiny
+from tests.conftest import ONE_DEVICE, run_until, state_and_teacher, tiny
+
+pytestmark = pytest.mark.usefixtures('one_mel_scale')
 
 
 @pytest.fixture
@@ -143,8 +145,7 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
   command = [sys.executable, '-m', 'affectcodec_jax.train', '--config', 'configs/base.py',
              '--workdir', str(tmp_path), '--config.train.steps=100000',
              '--config.train.checkpoint_every=100000', '--config.train.log_every=1', *sizes]
-  flags = os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count=1')
-  env = os.environ | {'XLA_FLAGS': flags, 'XDG_CACHE_HOME': str(tmp_path / 'cache')}
+  env = os.environ | {'XLA_FLAGS': ONE_DEVICE, 'XDG_CACHE_HOME': str(tmp_path / 'cache')}
   process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
   for line in process.stdout:
     if line.startswith('step 3/'):
