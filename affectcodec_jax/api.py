@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 import functools
 import logging
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -60,10 +61,12 @@ def load(path: AnyPath = 'pretrained') -> 'Pretrained':
     jax.devices()
   except (RuntimeError, AssertionError) as e:  # JAX knows 'cuda' without its plugin: an assertion fails
     raise UserError(no_device(e)) from e
+  if not isinstance(path, (str, os.PathLike)):
+    raise UserError(f'load takes the name of a folder, got {type(path).__name__}')
   name, path = path, packaged.FOLDER if path == 'pretrained' else pathlib.Path(path)
-  if not path.is_dir() and hub.is_name(name):
+  if not os.path.isdir(path) and hub.is_name(name):
     path = hub.fetch(str(name))
-  if not path.is_dir():
+  if not os.path.isdir(path):  # unlike Path.is_dir it knows names that are too long
     raise UserError(f'{path}: no such folder; give the workdir of a training run, or leave it out for the '
                     'packaged codec')
   if release.is_release(path):
@@ -74,6 +77,19 @@ def load(path: AnyPath = 'pretrained') -> 'Pretrained':
   shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.PRNGKey(0))[0]
   params, step = restore_ema(path, shapes)
   return _logged(Pretrained(config, params, frozen, step), path)
+
+
+def _listed(values: Any, name: str) -> list[Any]:
+  """A list of what goes through together; one alone is no list."""
+  try:
+    return list(values)
+  except TypeError as e:
+    raise UserError(f'{name}: give a list of them, got one {type(values).__name__}') from e
+
+
+def _check_batch(batch: Any) -> None:
+  if not isinstance(batch, int) or batch < 1:
+    raise UserError(f'batch of {batch!r} pieces: a whole number from 1 on')
 
 
 def _logged(codec: 'Pretrained', path: pathlib.Path) -> 'Pretrained':
@@ -159,9 +175,9 @@ class Pretrained:
       UserError: as `encode`; a batch of less than 1.
     """
     stages = self.num_stages(kbps)
-    if not isinstance(batch, int) or batch < 1:
-      raise UserError(f'batch of {batch!r} pieces: a whole number from 1 on')
-    mono = [audio_lib.resample(audio_lib.to_mono(r), sample_rate, self.sample_rate) for r in recordings]
+    _check_batch(batch)
+    mono = [audio_lib.resample(audio_lib.to_mono(r), sample_rate, self.sample_rate)
+            for r in _listed(recordings, 'recordings')]
     gains = [audio_lib.level_gain(r) for r in mono]
     levelled = [audio_lib.apply_gain(r, gain) for r, gain in zip(mono, gains)]
     codes = self._inference.encode(self.params, self.frozen, levelled, batch, progress)
@@ -189,6 +205,8 @@ class Pretrained:
     Raises:
       UserError: as `decode`; tokens of different rates, and no `kbps` that all of them hold.
     """
+    _check_batch(batch)
+    tokens = _listed(tokens, 'tokens')
     if not tokens:
       return []
     codes, samples, gains = zip(*(self._checked(t, kbps) for t in tokens))
@@ -255,24 +273,25 @@ class Pretrained:
     top = self.config.model.num_stages
     if isinstance(tokens, Tokens):
       if tokens.fingerprint != self.fingerprint:
-        if tokens.fingerprint.hex() in EARLIER:
-          raise UserError('these tokens were made by the packaged codec of release '
-                          f'{EARLIER[tokens.fingerprint.hex()]}; that release decodes them')
-        raise UserError(f'these tokens were made by model {tokens.fingerprint.hex()}, this is '
+        theirs = getattr(tokens.fingerprint, 'hex', lambda: repr(tokens.fingerprint))()
+        if theirs in EARLIER:
+          raise UserError(f'these tokens were made by the packaged codec of release {EARLIER[theirs]}; '
+                          'that release decodes them')
+        raise UserError(f'these tokens were made by model {theirs}, this is '
                         f'{self.fingerprint.hex()}; decode with the checkpoint that encoded them')
-      theirs = tokens.sample_rate, tokens.hop_length, tokens.bits_per_code
+      said = tokens.sample_rate, tokens.hop_length, tokens.bits_per_code
       ours = self.sample_rate, self.hop_length, bits_per_stage(self.config.model)
-      if theirs != ours:
-        raise UserError(f'these tokens say {theirs} (sample rate, hop length, bits a code) and name this '
+      if said != ours:
+        raise UserError(f'these tokens say {said} (sample rate, hop length, bits a code) and name this '
                         f'codec, whose are {ours}; they are damaged, encode again')
       if problem := find_problem(tokens):
         raise UserError(f'these tokens cannot be decoded: {problem}; encode again')
-      codes, samples, gain = np.asarray(tokens.codes), tokens.num_samples, tokens.gain_db
+      codes, samples, gain = as_array(tokens.codes, 'tokens'), tokens.num_samples, tokens.gain_db
     else:
       codes = as_array(tokens, 'tokens')
-      if not np.issubdtype(codes.dtype, np.integer):
-        raise UserError(f'tokens must be integers, got {codes.dtype}')
-      samples, gain = codes.shape[0] * self.hop_length, 0.0
+      samples, gain = len(codes) * self.hop_length if codes.ndim else 0, 0.0
+    if not np.issubdtype(codes.dtype, np.integer):
+      raise UserError(f'tokens must be integers, got {codes.dtype}')
     if codes.ndim != 2 or codes.shape[0] < 1 or not 1 <= codes.shape[1] <= top:
       raise UserError(f'tokens must be [frames, 1..{top} stages], got {list(codes.shape)}')
     if codes.min() < 0 or codes.max() >= 2 ** bits_per_stage(self.config.model):

@@ -73,8 +73,7 @@ def _resampler(rate):
 
 def resample(audio, from_rate, to_rate, name='audio'):
   """Resamples `[samples]` from `from_rate` to `to_rate`, both in Hz (soxr HQ)."""
-  check_rate(from_rate, name)
-  check_rate(to_rate, name)
+  from_rate, to_rate = check_rate(from_rate, name), check_rate(to_rate, name)
   if from_rate == to_rate:
     return audio
   resampled = soxr.resample(audio, from_rate, to_rate).astype(np.float32)
@@ -89,8 +88,10 @@ def write_audio(path, audio):
   The file appears whole or not at all. Sound far above full scale is lowered, with a warning, not clipped.
 
   Raises:
-    UserError: the format is unknown or the file cannot be written.
+    UserError: the format is unknown, the file cannot be written, or there are no samples, or some that are
+      not finite.
   """
+  audio = to_mono(audio, path)  # encoders of NaN abort the whole process
   peak = np.abs(audio).max(initial=0.0)
   if peak > _OVERLOAD:
     down = 20 * np.log10(peak) + 0.1

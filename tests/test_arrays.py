@@ -8,6 +8,8 @@ import pytest
 
 from affectcodec_jax import load
 from affectcodec_jax.audio import to_mono
+from affectcodec_jax.common.arrays import check_number
+from affectcodec_jax.common.audio_reader import check_rate
 from affectcodec_jax.common.errors import UserError
 
 
@@ -61,7 +63,8 @@ def test_torch_tensors():
     (SOUND + 0j, 'complex64'), (np.array(['a', 'b']), '<U1'), (np.array([1.0, None]), 'object'),
     ([[1.0, 2.0], [3.0]], 'not an array'), (0.5, r'shape \[\]'), (np.zeros(0), 'no samples'),
     (None, 'object'), (np.array([0.0, np.nan]), 'NaN'), ({'array': SOUND}, 'object'), ('in.wav', '<U6'),
-    (np.ma.masked_less(SOUND, 0), 'masked')])
+    (np.ma.masked_less(SOUND, 0), 'masked'), (bytes(100), 'bytes'), (bytearray(100), 'frombuffer'),
+    (SOUND * 1e31, 'are no sound')])
 def test_a_guess_is_refused(audio, message):
   with pytest.raises(UserError, match=message):
     to_mono(audio)
@@ -79,10 +82,27 @@ def test_sample_rates_that_are_none(codec, bad):
     codec.encode(SOUND, bad)
 
 
+@pytest.mark.parametrize('make', [np.int64, np.array, jnp.int32])
+def test_scalars_of_a_library_are_numbers(make):
+  assert check_rate(make(16000)) == 16000 and check_number(make(3), 'kbps') == 3
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda codec, tokens: codec.encode_batch(None, 16000), 'give a list of them, got one NoneType'),
+    (lambda codec, tokens: codec.encode_batch(SOUND, 16000), r'shape \[\]'),
+    (lambda codec, tokens: codec.decode_batch(tokens), 'give a list of them, got one Tokens'),
+    (lambda codec, tokens: codec.decode_batch([tokens], batch='x'), 'a whole number from 1 on'),
+    (lambda codec, tokens: load(None), 'the name of a folder, got NoneType'),
+    (lambda codec, tokens: load('x' * 5000), 'no such folder')])
+def test_one_in_place_of_many_and_no_name(codec, tokens, call, message):
+  with pytest.raises(UserError, match=message):
+    call(codec, tokens)
+
+
 @pytest.mark.parametrize('field, value', [
     ('gain_db', float('nan')), ('gain_db', float('inf')), ('gain_db', 'x'), ('gain_db', 1e4),
     ('num_samples', 10 ** 6), ('num_samples', 'x'), ('codes', np.zeros(5, np.int32)),
-    ('codes', np.full((5, 3), -1))])
+    ('codes', np.full((5, 3), -1)), ('codes', np.full((5, 3), 1.5)), ('fingerprint', 'x')])
 def test_tokens_that_cannot_be(codec, tokens, field, value):
   """`gain_db` NaN decoded to NaN."""
   with pytest.raises(UserError):

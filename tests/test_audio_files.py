@@ -92,6 +92,82 @@ def test_joined_files_are_read_to_the_end(tmp_path, suffix, codec, rate):
   agrees(window, second[rate // 2:rate * 3 // 2], rate, lag=1200, least=0.9)
 
 
+@pytest.mark.parametrize('kind', [
+    'AIFF', 'AU', 'CAF', 'W64', 'RF64', 'WAV cut', 'WAV of a pipe', 'WAV tagged'])
+def test_joined_files_of_other_kinds(tmp_path, kind):
+  """All but the first was lost, and of a WAV that was cut the next one's header was sound."""
+  first, second = sweep(2, 200, 16000), sweep(1.5, 300, 16000)
+  parts = []
+  for x in (first, second):
+    file = io.BytesIO()
+    soundfile.write(file, x, 16000, format=kind.split()[0])
+    parts.append(file.getvalue())
+  if kind == 'WAV cut':
+    parts[0] = parts[0][:-16000]
+    first = first[:-8000]
+  elif kind == 'WAV of a pipe':
+    parts = [p[:4] + b'\xff' * 4 + p[8:40] + b'\xff' * 4 + p[44:] for p in parts]
+  elif kind == 'WAV tagged':
+    parts[0] = b'ID3\x03\0\0\0\0\0\x0a' + bytes(10) + parts[0]
+  (tmp_path / 'ab').write_bytes(b''.join(parts))
+  audio = read_audio(tmp_path / 'ab')
+  np.testing.assert_allclose(audio, np.concatenate([first, second]), atol=1e-4)
+  start = len(first) / 16000 + 0.25
+  np.testing.assert_array_equal(read_audio(tmp_path / 'ab', start, 0.5), audio[len(first) + 4000:][:8000])
+
+
+@pytest.mark.parametrize('suffix, codec, rate', [
+    ('webm', 'libopus', 48000), ('mka', 'libopus', 48000), ('flv', 'aac', 16000), ('tta', 'tta', 16000),
+    ('amr', 'libopencore_amrnb', 8000)])
+def test_joined_files_that_ffmpeg_reads(tmp_path, suffix, codec, rate):
+  """The end was lost, or the decoder's state of the first was heard in the second."""
+  if codec not in av.codecs_available:
+    pytest.skip(f'no encoder {codec} to make one with')
+  path = encoded(tmp_path / f'a.{suffix}', sweep(2, rate=rate), codec, rate)
+  alone = read_audio(path)
+  path.write_bytes(path.read_bytes() * 2)
+  np.testing.assert_allclose(read_audio(path), np.tile(alone, 2), atol=3e-3)  # resampled across the border
+
+
+def test_what_is_no_sound_behind_a_wav_is_reported(tmp_path, caplog):
+  soundfile.write(tmp_path / 'a.wav', sweep(1), RATE)
+  whole = (tmp_path / 'a.wav').read_bytes()
+  for after in (b'', b'TAG' + bytes(125), bytes(100_000)):  # a tag, and what was written ahead
+    (tmp_path / 'a.wav').write_bytes(whole + after)
+    assert len(read_audio(tmp_path / 'a.wav')) == 16000 and not caplog.messages
+  for data, said in ((whole + b'OggS' * 2000, '8000 bytes behind the end of a WAV are left out'),
+                     (whole[:-8000], '8000 bytes that a header promises are missing')):
+    (tmp_path / 'a.wav').write_bytes(data)
+    read_audio(tmp_path / 'a.wav')
+    assert caplog.messages[-1].endswith(said)
+
+
+def test_a_recorder_that_was_killed(tmp_path):
+  """The length in the header is still 0: "holds no samples"."""
+  soundfile.write(tmp_path / 'a.wav', sweep(2), RATE)
+  data = bytearray((tmp_path / 'a.wav').read_bytes())
+  data[40:44] = bytes(4)
+  for riff in (0, 36):
+    data[4:8] = riff.to_bytes(4, 'little')
+    (tmp_path / 'b.wav').write_bytes(data)
+    np.testing.assert_array_equal(read_audio(tmp_path / 'b.wav'), read_audio(tmp_path / 'a.wav'))
+  with audio_reader.open_sound(tmp_path / 'b.wav') as file:
+    assert abs(audio_reader.duration(file, 'b') - 2) < 1e-3
+  (tmp_path / 'b.wav').write_bytes(data[:44])
+  with pytest.raises(UserError, match='holds no samples'):
+    read_audio(tmp_path / 'b.wav')
+
+
+def test_a_coding_that_nobody_knows(tmp_path):
+  """Found by fuzzing: a stream without a decoder has no rate; it was an AttributeError."""
+  soundfile.write(tmp_path / 'a.wav', sweep(1), RATE)
+  data = bytearray((tmp_path / 'a.wav').read_bytes())
+  data[20:22] = b'\x34\x12'  # the tag of the coding
+  (tmp_path / 'a.wav').write_bytes(data)
+  with pytest.raises(UserError, match='coded in a way that is not known'):
+    read_audio(tmp_path / 'a.wav', 0.1, 0.1)
+
+
 def test_joined_ogg_of_other_codecs_and_rates(tmp_path):
   first, second = sweep(2, 200, 48000), sweep(2, 300, 22050)
   encoded(tmp_path / 'a.opus', first, 'libopus', 48000)
@@ -235,6 +311,17 @@ def test_overload_is_lowered_and_reported(tmp_path, caplog):
   assert len(caplog.messages) == 1 and 'above full scale' in caplog.text
   write_audio(tmp_path / 'b.wav', audio * 4)  # a little too loud is clipped, as it always was
   assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize('suffix', ['wav', 'flac', 'ogg', 'opus', 'mp3'])
+def test_sound_that_is_none_is_not_written(tmp_path, suffix):
+  """NaN to MP3 ended the whole process."""
+  path = tmp_path / f'a.{suffix}'
+  for audio, said in ((np.full(10, np.nan), 'NaN'), (np.zeros(0), 'no samples'), (np.zeros((2, 9)), 'shape')
+                      ):
+    with pytest.raises(UserError, match=said):
+      write_audio(path, audio)
+  assert not os.listdir(tmp_path)
 
 
 def test_dc_silence_and_one_channel_of_six(tmp_path):

@@ -3,6 +3,8 @@
 import argparse
 import functools
 import json
+import pathlib
+import re
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from affectcodec_jax.common.files import write_json
 from affectcodec_jax.tokens import lm
 from affectcodec_jax.tokens import shards as token_shards
 from affectcodec_jax.tokens.afc import Tokens
-from configs import base
+from configs import base, lite
 from examples import language_model, read_grain
 from tests.conftest import tiny, untrained_release
 
@@ -36,6 +38,23 @@ def write_shards(folder, kinds, model='00' * 8, clips=12, frames=60):
   settings = {'shards': 2, 'formats': list(kinds), 'model': model, 'stages': 2}
   write_json(folder / token_shards.INDEX, {'settings': settings, 'shards': {'0': {}, '1': {}}})
   return codes
+
+
+def test_notebooks_hold_no_outputs_and_name_fields_that_exist():
+  """The workflow runs them; here is what it would find last."""
+  notebooks = sorted((pathlib.Path(__file__).parents[1] / 'examples').glob('*.ipynb'))
+  assert [path.name for path in notebooks] == ['quickstart.ipynb', 'train_on_tpu.ipynb']
+  named = []
+  for path in notebooks:
+    for cell in json.loads(path.read_text())['cells']:
+      assert not cell.get('outputs') and cell.get('execution_count') is None
+      named += re.findall(r'--config\.([\w.]+)=', ''.join(cell['source']))
+  for field in named:
+    value = lite.get_config()
+    for part in field.split('.'):
+      assert part in value, field
+      value = value[part]
+  assert len(named) > 10
 
 
 def test_grain_batches_are_the_clips_in_the_delay_pattern(tmp_path):

@@ -87,6 +87,16 @@ def test_a_wrong_field_is_named(codec, at, new, message):
     release.load(codec)
 
 
+@pytest.mark.parametrize('name', ['.', 'a.b', '__class__'])
+def test_a_name_that_no_field_can_have(codec, name):
+  """Found by fuzzing: ValueError of ConfigDict."""
+  card = json.loads((codec / release.CONFIG).read_text())
+  card['config']['seed'] = {name: None}
+  (codec / release.CONFIG).write_text(json.dumps(card))
+  with pytest.raises(UserError, match='no field can have'):
+    release.load(codec)
+
+
 @pytest.mark.parametrize('text', [DEEP, '{"config": ' * 50_000, '', 'null', '[]', '\xff', '{"step": 1'])
 def test_json_that_is_none(codec, tmp_path, text):
   for name, read in ((release.CONFIG, release.load), ('tokens.json', shards.read_index)):

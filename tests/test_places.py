@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from affectcodec_jax.audio import read_audio, write_audio
-from affectcodec_jax.common import places
+from affectcodec_jax.common import places, progress
 from affectcodec_jax.common.errors import UserError, run_command
 from affectcodec_jax.data import pipeline
 from affectcodec_jax.data.folder import FolderSource, list_rows, select_rows
@@ -66,7 +66,8 @@ def test_hidden_folders_are_left_out_and_links_followed(tmp_path):
   """`.Trash-1000` was trained on; linked subfolders were not found."""
   data = tmp_path / 'data'
   recording(data / 'anna' / 'a.wav')
-  for hidden in ('.Trash-1000/files', '.ipynb_checkpoints', 'anna/.cache'):
+  for hidden in ('.Trash-1000/files', '.ipynb_checkpoints', 'anna/.cache', '$RECYCLE.BIN', '#recycle',
+                 'anna/@eaDir', '__MACOSX', 'lost+found', 'System Volume Information'):
     recording(data / hidden / 'b.wav')
   recording(data / 'anna' / '._a.wav')
   recording(tmp_path / 'elsewhere' / 'bert' / 'c.wav')
@@ -102,6 +103,13 @@ def test_rows_that_are_none(tmp_path, row):
     list_rows(tmp_path / 'm.jsonl')
 
 
+def test_an_error_is_one_line_whatever_the_name(capsys, caplog):
+  """Names may hold line breaks, and orders to a terminal."""
+  assert run_command(lambda: read_audio('a\nerror: \x1b[2J.wav')) == 2
+  assert capsys.readouterr().err == 'error: a\\x0aerror: \\x1b[2J.wav: no such file\n'
+  assert progress.one_line('a\tbé\udce9') == 'a\\x09bé\udce9'
+
+
 # ---- Places ----
 
 
@@ -133,6 +141,13 @@ def test_a_device_that_is_not_there(platform):
   assert done.returncode == 2 and 'Traceback' not in done.stderr
   printed = f"error: JAX finds no device for JAX_PLATFORMS='{platform}'"
   assert done.stderr.splitlines()[-1].startswith(printed)
+
+
+def test_the_variable_that_names_the_device_is_named(monkeypatch):
+  for name in ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv('JAX_PLATFORM_NAME', 'gpu')
+  assert "JAX_PLATFORM_NAME='gpu'" in places.no_device(RuntimeError('none'))
 
 
 def test_other_errors_of_the_program_stay_visible():

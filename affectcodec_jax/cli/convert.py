@@ -78,7 +78,7 @@ def _convert(args, suffixes, suffix, convert, is_done, verb):
     raise UserError('a process died, perhaps for lack of memory; the same command goes on where it '
                     'stopped, and --workers 1 needs least') from e
   for line in failed:
-    print(f'error: {line}', file=sys.stderr)
+    print(f'error: {progress.one_line(line)}', file=sys.stderr)
   print(f'{args.output}: {done["made"]} {verb}, {done["kept"]} kept as they were, {len(failed)} failed')
   return 2 if failed else 0
 

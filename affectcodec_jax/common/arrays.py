@@ -7,6 +7,7 @@ import numpy as np
 from affectcodec_jax.common.errors import UserError
 
 _WANTED = 'give [samples] or [samples, channels], float in [-1, 1] or int16 or int32 PCM'
+_LOUDEST = 1e30  # 600 dB above full scale; a token file holds gains of 700 dB
 
 
 def to_mono(audio, name='audio'):
@@ -40,6 +41,8 @@ def to_mono(audio, name='audio'):
     audio = audio.mean(axis=1)  # [samples, channels] -> [samples]
   if not np.isfinite(audio).all():
     raise UserError(f'{name}: holds samples that are NaN or infinite')
+  if np.abs(audio).max() > _LOUDEST:
+    raise UserError(f'{name}: samples of {np.abs(audio).max():.0e} are no sound; {_WANTED}')
   return audio
 
 
@@ -53,6 +56,8 @@ def as_array(value, name):
     if hasattr(value, 'detach'):  # a tensor of PyTorch, perhaps with a gradient or on a device
       value = value.detach().cpu()
       value = value.float() if 'bfloat16' in str(value.dtype) else value
+    if isinstance(value, (bytes, bytearray)):
+      raise TypeError('bytes; numpy.frombuffer with their type makes one')
     array = np.asarray(value)
   except Exception as e:  # whatever the library of the array raises
     raise UserError(f'{name}: not an array ({type(e).__name__}: {" ".join(str(e).split())[:100]})') from e
@@ -69,7 +74,7 @@ def check_number(value, name):
   """
   if value is None:
     return None
-  if isinstance(value, np.ndarray) and value.ndim == 0:
+  if getattr(value, 'ndim', None) == 0 and hasattr(value, 'item'):  # of NumPy, JAX or PyTorch
     value = value.item()
   if isinstance(value, bool) or not isinstance(value, numbers.Real):
     raise UserError(f'{name} must be a number, got {value!r}')

@@ -17,6 +17,7 @@ import tempfile
 import numpy as np
 import soundfile
 
+from affectcodec_jax.common import joined
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.joined import Part, damaged_pages, find_parts, length
 
@@ -48,6 +49,8 @@ def open_sound(path, pipes=True):
           raise UserError('standard input is closed; give the name of a file')
         file = stack.enter_context(open(sys.stdin.fileno(), 'rb', buffering=0, closefd=False))
       else:
+        if not str(path):
+          raise UserError('no file is named; give the name of one')
         mode = os.stat(path).st_mode
         if not (stat.S_ISREG(mode) or (pipes and stat.S_ISFIFO(mode))):
           raise UserError(f'{name}: not a regular file; give an audio file')
@@ -116,12 +119,17 @@ def read_blocks(file, name, start=0.0, seconds=None):
     UserError: not audio, or of a rate that no recording has.
   """
   size = length(file)
-  if seconds is not None and (_header_seconds(file, (0, size), name) or 0) >= start + seconds:
+  if seconds is not None and joined.ends_as_named(file) and (
+      _header_seconds(file, (0, size), name) or 0) >= start + seconds:
     yield from _decode(file, (0, size), name, start, seconds)
     return
   parts = find_parts(file)
   if not start and (damaged := damaged_pages(file)):
     logging.warning('%s: damaged in %d places, where there is silence or nothing now', name, damaged)
+  for rest in [joined.beyond_header(file, part) for part in parts] if not start else ():
+    if rest:
+      logging.warning('%s: %d bytes %s', name, abs(rest), 'behind the end of a WAV are left out'
+                      if rest > 0 else 'that a header promises are missing')
   if len(parts) == 1:
     yield from _decode(file, parts[0], name, start)
   else:
@@ -142,7 +150,7 @@ def _header_seconds(file, part, name):
   sound = _open_sndfile(file, part)
   if sound:
     with sound:
-      return sound.frames / check_rate(sound.samplerate, name)
+      return sound.frames / check_rate(sound.samplerate, name) or None
   with _open_ffmpeg(file, part, name) as container:
     check_rate(container.streams.audio[0].rate, name)
     return container.duration / 1e6 if container.duration and container.duration > 0 else None
@@ -154,7 +162,8 @@ def check_rate(rate, name='audio'):
   Raises:
     UserError: not a number, or none that a recording has.
   """
-  number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
+  rate = rate.item() if getattr(rate, 'ndim', None) == 0 else rate  # a scalar of NumPy, JAX or PyTorch
+  number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
   if not number or not MIN_RATE <= rate <= MAX_RATE:
     raise UserError(f'{name}: sample rate {rate!r}; give audio of {MIN_RATE} to {MAX_RATE} Hz')
   return rate
@@ -170,6 +179,11 @@ def _decode(file, part, name, start=0.0, seconds=None):
   sound = _open_sndfile(file, part)
   if sound is None:
     yield from _by_ffmpeg(file, part, name, start)
+    return
+  if not sound.frames:  # so a recorder leaves its header that was killed
+    sound.close()
+    with contextlib.suppress(UserError):
+      yield from _by_ffmpeg(file, part, name, start)
     return
   end, wanted, promised = yield from _by_sndfile(sound, name, start, seconds)
   if end < wanted:
@@ -193,6 +207,7 @@ def _without(seconds, blocks):
 
 def _open_sndfile(file, part):
   """A `SoundFile`, or None where FFmpeg has to read it."""
+  part = joined.untagged(file, part)
   whole = part == (0, length(file))
   file.seek(part[0])
   magic = file.read(4)
@@ -266,12 +281,16 @@ def _open_ffmpeg(file, part, name):
                     'is not installed; pip install av')
   options = {'format_whitelist': _DEMUXERS, 'protocol_whitelist': ''}
   try:
-    container = _av().open(Part(file, *part), options=options, metadata_errors='replace')
+    part = Part(file, *joined.untagged(file, part))
+    container = _av().open(part, options=options, metadata_errors='replace')
   except (*_DAMAGE, _av().FFmpegError) as e:
     raise _unreadable(name, e) from e
   if not container.streams.audio:
     container.close()
     raise UserError(f'{name}: holds no sound; give a file that does')
+  if container.streams.audio[0].codec_context is None:
+    container.close()
+    raise _unreadable(name, 'coded in a way that is not known here')
   return container
 
 

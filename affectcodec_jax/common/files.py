@@ -169,6 +169,8 @@ def read_bytes(path):
       if sys.stdin is None:
         raise UserError('standard input is closed; give the name of a file')
       return sys.stdin.buffer.read()
+    if not str(path):
+      raise UserError('no file is named; give the name of one')
     if stat.S_ISCHR(os.stat(path).st_mode):
       raise UserError(f'{path}: a device; give the name of a file')
     return pathlib.Path(path).read_bytes()

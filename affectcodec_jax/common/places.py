@@ -20,6 +20,7 @@ def cache_folder(name):
 
 def no_device(error):
   """One line for what JAX raises without a device."""
-  wanted = os.environ.get('JAX_PLATFORMS', '')
+  variable = next((v for v in ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME') if os.environ.get(v)), 'JAX_PLATFORMS')
   reason = ' '.join(str(error).split())[:200] or 'it is not installed for that'
-  return f"JAX finds no device for JAX_PLATFORMS='{wanted}' ({reason}); unset it, or set it to cpu"
+  wanted = os.environ.get(variable, '')
+  return f"JAX finds no device for {variable}='{wanted}' ({reason}); unset it, or set it to cpu"

@@ -1,6 +1,7 @@
 """Progress of long work in one style, and how much a command says: its options --quiet and --verbose."""
 
 import logging
+import re
 import sys
 
 OPTIONS = {('-q', '--quiet'): 'no progress bars', ('-v', '--verbose'): 'say what is loaded and done, too'}
@@ -48,7 +49,20 @@ def log_to_stderr():
   """Sends what is logged to standard error, each message once; nothing where a program has its own way."""
   handler = logging.StreamHandler()
   handler.addFilter(Once())
-  logging.basicConfig(format='%(message)s', level=logging.WARNING, handlers=[handler])
+  handler.setFormatter(_Lines('%(message)s'))
+  logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+def one_line(text):
+  """`text` with control characters as `\\x0a`: names of files may hold line breaks and more."""
+  return re.sub(r'[\x00-\x1f\x7f]', lambda found: f'\\x{ord(found[0]):02x}', text)
+
+
+class _Lines(logging.Formatter):
+  """A line a message."""
+
+  def formatMessage(self, record):  # noqa: N802
+    return one_line(super().formatMessage(record))
 
 
 class Once(logging.Filter):

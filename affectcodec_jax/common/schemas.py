@@ -93,6 +93,16 @@ class Config(_Section):
   data: _Data
   train: _Train
 
+  @pydantic.model_validator(mode='before')
+  @classmethod
+  def _names(cls, value):
+    from ml_collections import ConfigDict
+    try:
+      ConfigDict(value) if isinstance(value, dict) else None
+    except Exception as e:  # a dot in a name, or a name of its own such as 'items'
+      raise ValueError(f'a name that no field can have ({" ".join(str(e).split())[:80]})') from e
+    return value
+
 
 class Card(_Section):
   """`codec.json`: a released codec's."""

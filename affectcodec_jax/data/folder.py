@@ -16,6 +16,11 @@ from affectcodec_jax.data.recordings import Recordings
 SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.m4a', '.aac', '.webm', '.amr')
 
 
+# Folders of systems, besides those whose names begin with a dot: what was thrown away, previews, metadata.
+_OF_SYSTEMS = {'$recycle.bin', 'recycler', '#recycle', '@recycle', '@eadir', '__macosx', 'lost+found',
+               'system volume information'}
+
+
 class FolderSource(Recordings):
   """Random access to the usable files of one split.
 
@@ -75,13 +80,13 @@ def list_rows(path):
     raise UserError('no data is named; give a folder of audio files or a .jsonl manifest')
   check_local(path)
   path = pathlib.Path(path)
-  if path.is_dir():
+  if os.path.isdir(path):  # unlike Path.is_dir it knows names that are too long
     return _scan(path)
-  if path.is_file() and path.suffix == '.jsonl':
+  if os.path.isfile(path) and path.suffix == '.jsonl':
     return _read_manifest(path)
-  if path.is_file() and path.suffix.lower() in SUFFIXES:
+  if os.path.isfile(path) and path.suffix.lower() in SUFFIXES:
     return [{'path': str(path), 'speaker': '', 'key': path.name}]
-  if path.exists():
+  if os.path.exists(path):
     raise UserError(f'{path}: give an audio file, a folder of them or a .jsonl manifest')
   raise UserError(f'{path}: no such folder or manifest')
 
@@ -130,7 +135,8 @@ def _names(root, suffixes):
 
 def _entries(folder):
   with os.scandir(folder) as entries:
-    return sorted((e for e in entries if not e.name.startswith('.')), key=lambda e: e.name)
+    seen = (e for e in entries if not e.name.startswith('.') and e.name.lower() not in _OF_SYSTEMS)
+    return sorted(seen, key=lambda e: e.name)
 
 
 def _is_file(entry):
