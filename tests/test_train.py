@@ -82,8 +82,9 @@ def test_damaged_checkpoints_are_passed_over(config, tmp_path, capsys):
 
 
 def test_nan_stops_the_run_and_names_metric_and_step(config, tmp_path, monkeypatch):
-  """Bad audio at step 4: the checkpoint of step 2 stays the newest."""
+  """Bad audio at step 4: the checkpoint of step 2 stays the newest; from a pmap's a mesh goes on."""
   batches = []
+  config.train.parallel = 'pmap'
 
   def split_batch(batch):
     batches.append(batch)
@@ -94,6 +95,9 @@ def test_nan_stops_the_run_and_names_metric_and_step(config, tmp_path, monkeypat
   with pytest.raises(UserError, match=r'loss/\w+ is nan at step 4;'):
     train_lib.train(config, tmp_path)
   assert checkpoints.make_manager(tmp_path).latest_step() == 2
+  config.train.parallel = 'mesh'
+  assert train_lib.train(config, tmp_path)
+  assert checkpoints.make_manager(tmp_path).latest_step() == 6
 
 
 def test_other_model_in_the_same_folder_is_refused(config, tmp_path):
