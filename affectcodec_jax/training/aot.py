@@ -35,8 +35,8 @@ class Chip(NamedTuple):
   network_rate: float
 
 
-# cloud.google.com/tpu/docs/v4, v5e, v5p, v6e. Of the network half of what they call bidirectional. v4 has
-# no such figure there: it is the pod's 1.1 PB/s of all-reduce over its 4096 chips, and v5e's so is that half.
+# cloud.google.com/tpu/docs/v4, v5e, v5p, v6e. The network's is half of the bidirectional one there. Of v4,
+# without one, it is a pod's 1.1 PB/s of all-reduce over its 4096 chips: of v5e and v6e both are the same.
 CHIPS = {
     'v4': Chip(275e12, 32 * 2 ** 30, 1200e9, 269e9),
     'v5e': Chip(197e12, 16e9, 819e9, 200e9),
