@@ -11,7 +11,6 @@ The state of a run is chosen in this order:
 """
 
 import collections
-import functools
 import os
 import pathlib
 import signal
@@ -121,10 +120,15 @@ def train(config, workdir, init_from=None):
       source, config.data, batch_size=min(config.train.batch_size, 16),
       crop_samples=config_lib.crop_samples(config), seed=config.seed))
 
-  fresh = functools.partial(create_state, config, jax.random.PRNGKey(config.seed))
-  state = checkpoints.restore_latest(manager, jax.eval_shape(fresh, frozen, first['audio']), iterator)
+  def fresh(frozen, audio):
+    return create_state(config, jax.random.PRNGKey(config.seed), frozen, audio)
+
+  # Made or read where it will be: no device, and no host, has to hold all of it.
+  shapes = jax.eval_shape(fresh, frozen, first['audio'])
+  over = devices.sharding(shapes)
+  state = checkpoints.restore_latest(manager, parallel.laid_out(shapes, over), iterator)
   if state is None:
-    state = jax.device_get(jax.jit(fresh)(frozen, first['audio']))
+    state = jax.jit(fresh, out_shardings=over)(frozen, first['audio'])
     if init_from:
       state = release.initialise(state, config, init_from)
       say(f'starting from the codec in {init_from}')
@@ -161,8 +165,9 @@ def train(config, workdir, init_from=None):
   def drain(keep):
     while len(pending) > keep:
       at, values = pending.popleft()
-      if not devices.value(values['finite']) or at % config.train.log_every == 0:
-        scalars = {k: devices.value(v) for k, v in values.items() if k != 'finite'}
+      finite = {'finite': values.pop('finite')}
+      if at % config.train.log_every == 0 or not parallel.numbers(finite)['finite']:
+        scalars = parallel.numbers(values)
         logging_lib.check_finite(at, scalars, advice)
         scalars['steps_per_second'] = (at - clock[1]) / max(time.time() - clock[0], 1e-9)
         if hasattr(source, 'skipped') and not config.data.num_workers:  # workers keep their own count
@@ -176,7 +181,7 @@ def train(config, workdir, init_from=None):
   def checkpoint(at):
     drain(0)  # never save a state whose losses were not finite
     if at not in manager.all_steps():
-      checkpoints.save(manager, devices.fetch(state), iterator)
+      checkpoints.save(manager, devices.to_save(state), iterator)
 
   def sample(at):
     # Every process has a part in that.

@@ -82,8 +82,8 @@ def get_config():
   c.train.batch_size = 4  # over all devices
   c.train.accumulate = 1  # pieces of the batch that are computed one after another
   c.train.remat = False  # recompute activations in the backward pass: less memory, a third more time
-  c.train.parallel = 'pmap'  # or 'mesh'
-  c.train.fsdp = 1  # with 'mesh': devices that share one copy of the state
+  c.train.parallel = 'mesh'  # or 'pmap'
+  c.train.fsdp = 1  # of a mesh: devices that share one copy of the state
   c.train.lr = 5e-4
   c.train.disc_lr = 3e-4
   c.train.beta1 = 0.8

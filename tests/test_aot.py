@@ -72,7 +72,7 @@ def test_collectives_are_counted_with_their_bytes():
 
 def test_the_binding_bound_is_the_longest():
   chip = aot.Chip(flops=10, memory=1, memory_rate=4, network_rate=2)
-  compiled = aot.Compiled(4, 0, 0, 0, 0, 0, flops=20, accessed=12, collectives=[('all-reduce', 1, 4, 8)])
+  compiled = aot.Compiled(4, 0, 0, 0, 0, 0, 0, flops=20, accessed=12, collectives=[('all-reduce', 1, 4, 8)])
   assert aot.bounds(chip, compiled) == {'matrix units': 2, 'memory': 3, 'network': 4}
 
 

@@ -81,7 +81,8 @@ def test_two_real_processes_train_as_one(tmp_path):
            'train.checkpoint_every': 1,
            'train.num_samples': 0, 'model.backbone': 'lite', 'model.lite.width': 16,
            'model.lite.encoder_depth': 1, 'model.lite.decoder_depth': 1, 'loss.multi_rate': 0.0,
-           'data.crop_seconds': 0.2, 'data.num_clips': 20}
+           'data.crop_seconds': 0.2, 'data.num_clips': 20,
+           'train.fsdp': 2}  # half of the state in each
   args = [f'--config.{k}={v}' for k, v in small.items()]
 
   def train(*more):

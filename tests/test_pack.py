@@ -101,15 +101,20 @@ def test_it_has_the_items_of_the_corpus(packed, corpus, tmp_path, monkeypatch):
   assert sizes == [10, 10]
 
 
-def test_training_sees_the_same_crops(packed, corpus):
-  """Windows of the two long recordings, crops, gains and speeds, over more than an epoch."""
+@pytest.mark.parametrize('workers', [0, 1])
+def test_training_sees_the_same_crops(packed, corpus, workers):
+  """Windows of the two long recordings, crops, gains and speeds, over more than an epoch.
+
+  Of shards also by a reading process, which opens them itself.
+  """
   data = get_config().data
   data.speed, data.equalise_db = 0.1, 3.0
   batches = {}
   for kind, path in (('folder', corpus), ('arrayrecord', packed)):
     data.source, data.path = kind, str(path)
     batches[kind] = pipeline.make_iterator(pipeline.make_source(data, 'train', 0), data, batch_size=5,
-                                           crop_samples=6400, seed=3)
+                                           crop_samples=6400, seed=3,
+                                           num_workers=workers if kind == 'arrayrecord' else 0)
   for _ in range(4):
     a, b = (next(iterator) for iterator in batches.values())
     np.testing.assert_array_equal(a['audio'], b['audio'])

@@ -190,7 +190,7 @@ def test_every_way_of_sharing_the_work_makes_the_same_update(kind, fsdp, accumul
     largest = max(jax.tree.leaves(placed.params), key=lambda x: x.size)
     assert largest.addressable_shards[0].data.size == largest.size // fsdp
   many, mn = devices.compile(True)(placed, devices.place(teacher), devices.split(data))
-  _same_update(one, devices.fetch(many), m1, {k: devices.value(v) for k, v in mn.items()})
+  _same_update(one, devices.fetch(many), m1, parallel.numbers(mn))
   # A second step takes the state as the first one left it, without being traced and compiled again.
   assert [x.sharding for x in jax.tree.leaves(many)] == [x.sharding for x in jax.tree.leaves(placed)]
 

@@ -85,14 +85,13 @@ def test_damaged_checkpoints_are_passed_over(config, tmp_path, capsys):
 
 def test_nan_stops_the_run_and_names_metric_and_step(config, tmp_path, monkeypatch):
   """Bad audio at step 4: the checkpoint of step 2 stays the newest."""
-  batches = []
+  batches, devices = [], parallel.make_parallel(config)
 
-  def split_batch(batch):
+  def split(batch):
     batches.append(batch)
-    return original({'audio': batch['audio'] * (np.nan if len(batches) == 4 else 1)})
+    return devices.split(batch | {'audio': batch['audio'] * (np.nan if len(batches) == 4 else 1)})
 
-  original = parallel.split_batch
-  monkeypatch.setattr(parallel, 'split_batch', split_batch)
+  monkeypatch.setattr(parallel, 'make_parallel', lambda config: devices._replace(split=split))
   with pytest.raises(UserError, match=r'loss/\w+ is nan at step 4;'):
     train_lib.train(config, tmp_path)
   assert checkpoints.make_manager(tmp_path).latest_step() == 2

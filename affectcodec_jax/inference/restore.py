@@ -8,6 +8,7 @@ import pathlib
 import zlib
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -26,9 +27,48 @@ def make_reader(workdir):
 
 
 def checksums(tree):
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(x).tobytes())
-          for path, x in leaves}
+  """{path: sum of bits * (2 i + 1) modulo 2^64, i the entry's place in the whole array}.
+
+  The same however the arrays are laid out. Of arrays over several processes' devices each process adds
+  up its own shards, and only the sums cross; all processes have to call this then.
+  """
+  named = jax.tree_util.tree_leaves_with_path(tree)
+  sums = [sum(_sum(np.asarray(shard.data), x.shape, [s.start or 0 for s in shard.index])
+              for shard in x.addressable_shards if not shard.replica_id) % 2 ** 64
+          if _is_spread(x) else _sum(np.asarray(x), x.shape, [0] * x.ndim) for _, x in named]
+  if any(_is_spread(x) for _, x in named):
+    halves = np.array(sums, np.uint64).view(np.uint32)  # jax has no 64 bits by default
+    parts = np.ascontiguousarray(multihost_utils.process_allgather(halves)).view(np.uint64)
+    sums = [int(part.sum()) if _is_spread(x) else one for (_, x), part, one in zip(named, parts.T, sums)]
+  return {jax.tree_util.keystr(path): one for (path, _), one in zip(named, sums)}
+
+
+def _is_spread(x):
+  return isinstance(x, jax.Array) and not x.is_fully_addressable
+
+
+def _sum(part, shape, start):
+  """What the part of an array of `shape` that begins at `start` adds to its checksum."""
+  place = np.zeros((), np.uint64)
+  for n, whole, first in zip(part.shape, shape, start):
+    place = place[..., None] * np.uint64(whole) + np.arange(first, first + n, dtype=np.uint64)
+  bits = np.ascontiguousarray(part).reshape(part.shape).view(f'u{part.dtype.itemsize}')
+  return int(np.sum(bits * (2 * place + 1), dtype=np.uint64))
+
+
+def _crc32s(tree):
+  """The checksums of checkpoints up to release 0.3, of whole arrays."""
+  def whole(x):
+    return multihost_utils.process_allgather(x, tiled=True) if _is_spread(x) else np.asarray(x)
+  return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(whole(x)).tobytes())
+          for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def everywhere(sound):
+  """Whether all processes found a checkpoint sound: they go on from one and the same, or not at all."""
+  if jax.process_count() == 1:
+    return sound
+  return bool(multihost_utils.process_allgather(np.asarray(sound)).all())
 
 
 def restore_ema(workdir, fresh_ema):
@@ -51,21 +91,32 @@ def nothing_usable(workdir):
 
 
 def read_item(manager, step, name, target):
-  """One item as host arrays, or None (with a warning) if it is unreadable or fails its checksums."""
+  """One item, or None (with a warning) if it is unreadable or fails its checksums.
+
+  Args:
+    manager, step, name: where it is.
+    target: its shapes. With shardings it is read straight into those, each process its own part, whatever
+      devices wrote it; without, it is host arrays.
+  """
   # Explicitly on one local device: a checkpoint of 8 devices restores on 1 and the reverse.
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), target)
+  local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  over = jax.tree.map(lambda x: getattr(x, 'sharding', None) or local, target)
+  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), target, over)
+  on_host = not any(getattr(x, 'sharding', None) for x in jax.tree.leaves(target))
+  tree = None
   try:
     restored = manager.restore(step, args=ocp.args.Composite(
         **{name: ocp.args.StandardRestore(abstract), 'meta': ocp.args.JsonRestore()}))
-    tree = jax.tree.map(np.asarray, restored[name])
-    sums = restored['meta'][name]
+    tree = jax.tree.map(np.asarray, restored[name]) if on_host else restored[name]
+    meta = restored['meta']
+    written, sums_of = (meta['sums'][name], checksums) if 'sums' in meta else (meta[name], _crc32s)
   except Exception as e:  # orbax reports damage by many kinds of exception, plain Exception too
     logging.warning('checkpoint %d is not usable (%s: %s)', step, type(e).__name__,
                     ' '.join(str(e).split())[:200])
+  # Sums of what is spread over processes need them all.
+  if not (tree is not None if on_host else everywhere(tree is not None)):
     return None
-  if checksums(tree) != sums:
+  if sums_of(tree) != written:
     logging.warning('checkpoint %d is damaged: checksums of %s do not match', step, name)
     return None
   return tree

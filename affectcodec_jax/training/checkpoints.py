@@ -13,22 +13,24 @@ import shutil
 import grain
 import jax
 from jax.experimental import multihost_utils
-import numpy as np
 import orbax.checkpoint as ocp
 
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.inference.restore import ITEMS, checksums, make_reader, nothing_usable, read_item
+from affectcodec_jax.inference import restore
 
 
 def make_manager(workdir, keep=3):
   """A manager of `workdir`/checkpoints that writes in the background and keeps the last `keep`."""
   options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
   path = pathlib.Path(workdir).absolute() / 'checkpoints'
-  return ocp.CheckpointManager(path, options=options, item_names=ITEMS)
+  return ocp.CheckpointManager(path, options=options, item_names=restore.ITEMS)
 
 
 def save(manager, state, iterator):
-  """Starts saving an unreplicated `TrainState` of host arrays at its own step; `finish` waits for the end.
+  """Starts saving a `TrainState` at its own step; `finish` waits for the end.
+
+  Of host arrays process 0 writes all, of arrays over several processes' devices each its own shards. The
+  arrays may be donated afterwards.
 
   Raises:
     UserError: no room, or the one before could not be written.
@@ -36,16 +38,17 @@ def save(manager, state, iterator):
   ema, rest = state.ema, state.replace(ema=None)
   if jax.process_index() == 0:
     # Before anything is written: what Orbax does on a full disk takes minutes and hundreds of tracebacks.
-    needed = sum(np.asarray(x).nbytes for x in jax.tree.leaves(state)) + (1 << 20)
+    needed = sum(x.nbytes for x in jax.tree.leaves(state)) + (1 << 20)
     free = shutil.disk_usage(manager.directory).free
     if free < needed:
       raise _not_written(manager, f'it may take {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free')
+  sums = {'state': restore.checksums(rest), 'ema': restore.checksums(ema)}
   try:
     manager.save(int(state.step), args=ocp.args.Composite(
         state=ocp.args.StandardSave(rest),
         ema=ocp.args.StandardSave(ema),
         data=grain.checkpoint.CheckpointSave(iterator),
-        meta=ocp.args.JsonSave({'state': checksums(rest), 'ema': checksums(ema)})))
+        meta=ocp.args.JsonSave({'sums': sums})))
   except (ValueError, OSError, RuntimeError) as e:
     raise _not_written(manager, e) from e
 
@@ -73,7 +76,7 @@ def restore_latest(manager, fresh, iterator):
 
   Args:
     manager: from `make_manager`.
-    fresh: a state of the same shapes (arrays or shape structs).
+    fresh: a state of the same shapes (arrays or shape structs), with shardings to be read into those.
     iterator: the data iterator, changed in place.
 
   Raises:
@@ -81,10 +84,10 @@ def restore_latest(manager, fresh, iterator):
   """
   damaged = []
   for step in sorted(manager.all_steps(), reverse=True):
-    rest = read_item(manager, step, 'state', fresh.replace(ema=None))
-    ema = read_item(manager, step, 'ema', fresh.ema)
+    rest = restore.read_item(manager, step, 'state', fresh.replace(ema=None))
+    ema = restore.read_item(manager, step, 'ema', fresh.ema)
     sound = rest is not None and ema is not None and _restore_iterator(manager, step, iterator)
-    if not _everywhere(sound):
+    if not restore.everywhere(sound):
       damaged.append(step)
       continue
     for newer in damaged:  # only now: perhaps none of them fitted, and the fault is elsewhere
@@ -94,13 +97,6 @@ def restore_latest(manager, fresh, iterator):
     raise UserError(f'{manager.directory}: no checkpoint there fits this run (see above); go back to the '
                     'settings and the version it was made with, or give another --workdir')
   return None
-
-
-def _everywhere(sound):
-  """Whether all processes found the checkpoint sound: they go on from one and the same, or not at all."""
-  if jax.process_count() == 1:
-    return sound
-  return bool(multihost_utils.process_allgather(np.asarray(sound)).all())
 
 
 def _restore_iterator(manager, step, iterator):
@@ -124,13 +120,13 @@ def restore_state(workdir, fresh):
   Raises:
     UserError: there is none.
   """
-  manager = make_reader(workdir)
+  manager = restore.make_reader(workdir)
   for step in sorted(manager.all_steps(), reverse=True):
-    rest = read_item(manager, step, 'state', fresh.replace(ema=None))
-    ema = read_item(manager, step, 'ema', fresh.ema)
+    rest = restore.read_item(manager, step, 'state', fresh.replace(ema=None))
+    ema = restore.read_item(manager, step, 'ema', fresh.ema)
     if rest is not None and ema is not None:
       return rest.replace(ema=ema)
-  raise nothing_usable(workdir)
+  raise restore.nothing_usable(workdir)
 
 
 def _set_aside(manager, step):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from flax import jax_utils
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -31,18 +32,20 @@ class Parallel(NamedTuple):
   """How a run uses its devices.
 
   Attributes:
-    place: a host copy of the state, or of frozen parameters, to the devices.
+    sharding: shapes of a state to how it is made and read from a checkpoint.
+    place: a state laid out so, or host arrays of a state or of frozen parameters, to the devices.
     split: this process's part of a batch, leaves `[B / processes, ...]`, to the devices.
     compile: `adversarial` to a training step of what `place` and `split` give.
+    to_save: the state on the devices to what a checkpoint takes.
     fetch: what is on the devices to a host copy, whole, the same in every process.
-    value: a metric to a number.
   """
 
+  sharding: Callable[[Tree], Tree]
   place: Callable[[Tree], Tree]
   split: Callable[[Tree], Tree]
   compile: Callable[[bool], Step]
+  to_save: Callable[[Tree], Tree]
   fetch: Callable[[Tree], Tree]
-  value: Callable[[jax.Array], float]
 
 
 def make_parallel(config) -> Parallel:
@@ -55,8 +58,25 @@ def make_parallel(config) -> Parallel:
     return _mesh(config)
   # Under the name of the axis: with another the step would be traced again for what it returned itself.
   replicate = functools.partial(jax_utils.replicate, axis_name=AXIS)
-  return Parallel(replicate, split_batch, functools.partial(pmap_train_step, config), unreplicate,
-                  lambda x: float(x[0]))
+  local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return Parallel(lambda shapes: jax.tree.map(lambda _: local, shapes), replicate, split_batch,
+                  functools.partial(pmap_train_step, config), unreplicate, unreplicate)
+
+
+def laid_out(shapes, sharding):
+  """Arrays' shapes with the shardings of a tree like theirs."""
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
+
+
+def numbers(metrics):
+  """A step's metrics, scalars that are the same on every device, as floats, by one transfer."""
+  first = [x.addressable_shards[0].data for x in metrics.values()]
+  return dict(zip(metrics, np.asarray(_row(first)).tolist()))
+
+
+@jax.jit
+def _row(scalars):
+  return jnp.stack([x.reshape(()).astype(jnp.float32) for x in scalars])
 
 
 def pmap_train_step(config, adversarial):
@@ -138,10 +158,12 @@ def _mesh(config):
   mesh = make_mesh(config)
 
   def place(tree):
-    # Every process has the whole; each device takes its part.
-    return jax.tree.map(
-        lambda x, over: jax.make_array_from_callback(np.shape(x), over, lambda i: np.asarray(x)[i]),
-        tree, state_sharding(mesh, tree))
+    def one(x, over):
+      if getattr(x, 'sharding', None) == over:
+        return x
+      # Every process has the whole; each device takes its part.
+      return jax.make_array_from_callback(np.shape(x), over, lambda i: np.asarray(x)[i])
+    return jax.tree.map(one, tree, state_sharding(mesh, tree))
 
   def split(batch):
     over = batch_sharding(mesh)
@@ -152,7 +174,8 @@ def _mesh(config):
       return jax.tree.map(np.array, jax.device_get(tree))
     return multihost_utils.process_allgather(tree, tiled=True)
 
-  return Parallel(place, split, functools.partial(mesh_train_step, config, mesh), fetch, float)
+  return Parallel(functools.partial(state_sharding, mesh), place, split,
+                  functools.partial(mesh_train_step, config, mesh), lambda state: state, fetch)
 
 
 def spec(shape, parts):
