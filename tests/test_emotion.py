@@ -24,7 +24,9 @@ from affectcodec_jax.emotion.compact import Student, Teacher
 from affectcodec_jax.evaluation import ablate
 from affectcodec_jax.inference import weights
 from affectcodec_jax.models.params import load_params
+from affectcodec_jax.training import guide
 from affectcodec_jax.training.fit import fit
+from configs.base import get_config
 from tests.conftest import tiny
 
 STUDENT_FLAGS = ['--config', 'configs/student.py', '--config.data.num_clips=24', '--config.train.steps=40',
@@ -190,6 +192,45 @@ def test_teacher_trains_and_reports(tmp_path, capsys):
   assert f'unweighted accuracy on valid: {valid["accuracy"]:.3f} over 32' in capsys.readouterr().out
 
 
+def test_teacher_learns_what_a_guide_hears(tmp_path):
+  """Guided by the packaged one, on speech without labels, a small one explains more and more of it."""
+  args = ['teacher', 'train', '--config', 'configs/teacher.py', '--workdir', str(tmp_path),
+          '--config.data.num_clips=24', '--config.train.steps=30', '--config.train.batch_size=4',
+          '--config.data.crop_seconds=0.4', '--config.teacher.dim=16', '--config.teacher.depth=2',
+          '--config.train.lr=0.01', '--config.train.log_every=10', '--config.guide.kind=compact',
+          '--config.guide.dim=160', f'--config.guide.path={packaged.TEACHER}']
+  assert cli.main(args) == 0
+  losses = [json.loads(line)['loss'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert losses[-1] < 0.8 * losses[0]
+  params = load_params(tmp_path / 'teacher.safetensors')
+  assert teachers.make_compact(params) == Teacher(16, 2) and set(params) == set(
+      Teacher(16, 2).init(jax.random.key(0), jnp.zeros((1, 3200)))['params'])
+  kept = (tmp_path / 'guide' / 'features.npy').stat().st_mtime_ns
+  assert cli.main(args) == 0  # the features are there
+  assert (tmp_path / 'guide' / 'features.npy').stat().st_mtime_ns == kept
+  config = get_config()
+  config.teacher.update(dim=16, depth=2)
+  weights.load_teacher(config, tmp_path / 'teacher.safetensors')
+  config.teacher.depth = 1
+  with pytest.raises(UserError, match='of 2 layers, but teacher.depth=1'):
+    weights.load_teacher(config, tmp_path / 'teacher.safetensors')
+
+
+def test_crops_of_audio_and_features_are_in_step():
+  """Features that say where their frame lies; a clip shorter than the crop is followed by silence."""
+  ends = np.array([0, 5, 40])
+  frame = np.arange(40, dtype=np.float16)
+  clips = guide.Clips(np.repeat(frame[:, None], 320, axis=1), frame[:, None], ends, np.array([3, -1]))
+  batch = next(guide.batches(clips, 16, 8, seed=0))
+  audio = batch['audio'].reshape(16, 8, 320)
+  assert (audio == batch['features']).all() and (batch['features'][..., 0] * ~batch['mask'] == 0).all()
+  short = batch['emotion'] == 3
+  assert short.sum() == 8 and (batch['mask'].sum(axis=1) == np.where(short, 5, 8)).all()
+  first = batch['features'][~short, 0, 0]
+  assert first.min() >= 5 and first.max() <= 32 and len(set(first)) > 3
+  np.testing.assert_array_equal(np.diff(batch['features'][~short, :, 0]), 1)
+
+
 def test_student_is_distilled_and_stands_in_for_the_teacher(tmp_path, capsys):
   """It comes nearer to the teacher; the codec trains with it, and encodes by it in a folder without one."""
   assert cli.main(['teacher', 'distil', *STUDENT_FLAGS, '--workdir', str(tmp_path / 's')]) == 0
@@ -199,7 +240,6 @@ def test_student_is_distilled_and_stands_in_for_the_teacher(tmp_path, capsys):
   losses = [json.loads(line)['loss'] for line in log.splitlines()]
   assert len(losses) == 4 and losses[-1] < 1 < losses[0]  # 1 is that of a constant, the features' mean
   assert 0 < results['explained'] < results['cosine'] < 1
-  from configs.base import get_config
   config = tiny(get_config())
   config.train.steps = 1
   config.teacher.student = str(tmp_path / 's' / 'student.safetensors')

@@ -23,10 +23,10 @@ def network_judge():
 
 def packaged_teacher():
   """The same by the packaged teacher, for comparison: it must not judge a codec that it taught."""
-  from affectcodec_jax.emotion.compact import Teacher
+  from affectcodec_jax.emotion.teachers import make_compact
   from affectcodec_jax.models.params import load_params
   params = load_params(packaged.TEACHER)
-  return _classifier(Teacher(params['norm']['bias'].shape[0]), params)
+  return _classifier(make_compact(params), params)
 
 
 def _classifier(network, params):
