@@ -64,7 +64,8 @@ def evaluate(args):
       signal.append(at_codec_level(item['audio']))
   if not rows:
     raise UserError(f'{args.data}: no file of it could be read')
-  judges = [name for name in ('network', *models) if any(r.get(name) is not None for r in rows)]
+  judges = [name for name in ('network', 'whisper_svm', *models)
+            if any(r.get(name) is not None for r in rows)]
   judges = summary.add_judgements(rows, judges, svm)
   signal = facts.test_signal(signal)
   results = {

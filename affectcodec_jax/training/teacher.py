@@ -24,7 +24,7 @@ from affectcodec_jax.common.files import write_json
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.config import crop_samples
 from affectcodec_jax.data import pipeline
-from affectcodec_jax.data.augment import MAX_SPEED, augment, degrade
+from affectcodec_jax.data.augment import MAX_SPEED, augment, degrade, play, speeds
 from affectcodec_jax.emotion.compact import Teacher
 from affectcodec_jax.emotion.judges import labelled, padded_clip, score
 from affectcodec_jax.inference import weights
@@ -68,7 +68,7 @@ def label_loss(params, batch, rng, model, samples, smoothing):
   return _cross_entropy(logits, batch['emotion'], smoothing)
 
 
-def guided_loss(params, batch, rng, model, scale, weight, smoothing):
+def guided_loss(params, batch, rng, model, frames, scale, weight, smoothing):
   """The same on degraded speech, and `weight` times the squared errors of both guesses.
 
   What is guessed has variance 1: that is the error of a constant.
@@ -78,19 +78,23 @@ def guided_loss(params, batch, rng, model, scale, weight, smoothing):
     batch: of `guide.batches`.
     rng: of this step.
     model: a `Guided`.
+    frames: of a crop once its speed is changed; those of the batch are longer.
     scale: `guide.Scale` of its features.
     weight: of the guide, over that of the labels.
     smoothing: of the labels.
   """
-  *degrade_rngs, dropout_rng = jax.random.split(rng, 3)
-  mask = batch['mask']
-  of_frame = (batch['features'] - scale.frames[0]) / scale.frames[1]  # [B, T, dim]
+  speed_rng, dropout_rng, *degrade_rngs = jax.random.split(rng, 4)
+  speed = speeds(speed_rng, len(batch['audio']))
+  audio = degrade(play(batch['audio'], speed, frames * HOP_LENGTH), *degrade_rngs)
+  # What the guide hears of a voice at its own speed is to be heard at any.
+  mask = play(batch['mask'].astype(jnp.float32), speed, frames) == 1  # [B, T]
+  of_frame = (play(batch['features'], speed, frames) - scale.frames[0]) / scale.frames[1]  # [B, T, dim]
   of_clip = (guide.moments(of_frame, mask) - scale.crops[0]) / scale.crops[1]  # [B, 2 dim]
-  logits, frames, clips = model.apply({'params': params}, degrade(batch['audio'], *degrade_rngs), mask,
-                                      deterministic=False, rngs={'dropout': dropout_rng})
-  frame_error = jnp.mean((frames - of_frame) ** 2, axis=-1)  # [B, T]
+  logits, *guesses = model.apply({'params': params}, audio, mask, deterministic=False,
+                                 rngs={'dropout': dropout_rng})
+  frame_error = jnp.mean((guesses[0] - of_frame) ** 2, axis=-1)  # [B, T]
   frame_error = jnp.sum(frame_error * mask) / mask.sum()
-  clip_error = jnp.mean((clips - of_clip) ** 2)
+  clip_error = jnp.mean((guesses[1] - of_clip) ** 2)
   return _cross_entropy(logits, batch['emotion'], smoothing) + weight * (frame_error + clip_error)
 
 
@@ -119,23 +123,29 @@ def train_teacher(config, workdir):
 
 
 def _train_on_labels(config, workdir, model, source, start):
-  samples = crop_samples(config)
+  samples, longer = _lengths(config)
   loss_fn = functools.partial(label_loss, model=model, samples=samples,
                               smoothing=config.train.label_smoothing)
-  longer = -(-int(samples * MAX_SPEED) // HOP_LENGTH) * HOP_LENGTH
   return train_network(config, workdir, model, loss_fn, crops(config, source, longer), start)
 
 
 def _train_guided(config, workdir, model, source, start):
+  frames, longer = (samples // HOP_LENGTH for samples in _lengths(config))
   of_guide = ConfigDict({'teacher': config.guide, 'model': config.model, 'train': config.train})
   clips = guide.read_clips(source, of_guide, weights.load_teacher(of_guide, config.guide.path),
                            workdir / 'guide')
-  frames, guided = crop_samples(config) // HOP_LENGTH, Guided(model, config.guide.dim)
-  loss_fn = functools.partial(guided_loss, model=guided, scale=guide.scale(clips, frames),
+  guided = Guided(model, config.guide.dim)
+  loss_fn = functools.partial(guided_loss, model=guided, frames=frames, scale=guide.scale(clips, frames),
                               weight=config.guide.weight, smoothing=config.train.label_smoothing)
-  batches = guide.batches(clips, config.train.batch_size, frames, config.seed)
+  batches = guide.batches(clips, config.train.batch_size, longer, config.seed)
   start = {'teacher': start} if start else {}
   return train_network(config, workdir, guided, loss_fn, batches, start)['teacher']
+
+
+def _lengths(config):
+  """Samples of a training crop, and of what is read for one that is played faster; both of whole frames."""
+  samples = crop_samples(config)
+  return samples, -(-int(samples * MAX_SPEED) // HOP_LENGTH) * HOP_LENGTH
 
 
 def evaluate_teacher(params, source, model):
