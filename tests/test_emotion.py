@@ -79,9 +79,9 @@ def test_packaged_networks_answer_by_the_clip_and_not_alike():
   assert min(len(set(a)) for a in answers) > 1 and (answers[0] != answers[1]).any()
 
 
-@pytest.mark.parametrize('name, floor', [(judges.EGEMAPS, 0.45), (judges.WHISPER, 0.5)])
+@pytest.mark.parametrize('name, floor', [(judges.EGEMAPS, 0.45), (judges.WHISPER, 0.62)])
 def test_packaged_machines_know_their_corpora_better_than_chance(name, floor):
-  """On its 413 validation clips, of speakers it was not fitted to: 0.56 and WHISPERVALID, chance is 0.125.
+  """On its 413 validation clips, of speakers it was not fitted to: 0.56 and 0.73, chance is 0.125.
 
   The floors allow for another version of scikit-learn; the standard error is about 0.03.
   """

@@ -105,8 +105,8 @@ def whisper_judge():
   return lambda audio: posteriors(features(audio)[None])[0]
 
 
-def fit_svm(features, labels, valid_features, valid_labels):
-  """An RBF support vector machine on standardised features `[clips, F]`.
+def fit_svm(features, labels, valid_features, valid_labels, standardise=True):
+  """An RBF support vector machine on features `[clips, F]`, standardised or as they are.
 
   C is the best of five on the validation clips. Returns a function of `[n, F]` to probabilities
   `[n, emotions]`: a softmax of one-against-rest scores, for comparing an original with its copy.
@@ -121,7 +121,8 @@ def fit_svm(features, labels, valid_features, valid_labels):
   from sklearn.pipeline import make_pipeline
   from sklearn.preprocessing import StandardScaler
   from sklearn.svm import SVC
-  fitted = [make_pipeline(StandardScaler(), SVC(C=c, class_weight='balanced')).fit(features, labels)
+  first = [StandardScaler()] if standardise else []
+  fitted = [make_pipeline(*first, SVC(C=c, class_weight='balanced')).fit(features, labels)
             for c in (0.3, 1, 3, 10, 30)]
   best = max(fitted, key=lambda m: balanced_accuracy_score(valid_labels, m.predict(valid_features)))
 
@@ -146,12 +147,13 @@ def svm_posteriors(folder=packaged.FOLDER, name=EGEMAPS):
   path = pathlib.Path(folder) / name
   try:
     with np.load(path) as kept:
-      machine = fit_svm(*(kept[k] for k in ('train', 'train_labels', 'valid', 'valid_labels')))
+      fitted_to = [kept[k] for k in ('train', 'train_labels', 'valid', 'valid_labels')]
       if 'map' not in kept:
-        return machine
-      shift, matrix = kept['shift'].astype(np.float32), kept['map'].astype(np.float32)
+        return fit_svm(*fitted_to)
+      shift, matrix = (kept[k].astype(np.float32) for k in ('shift', 'map'))
   except (OSError, ValueError, KeyError) as e:
     raise UserError(f'{path}: cannot be read; make it with python -m affectcodec_jax teacher judge') from e
+  machine = fit_svm(*fitted_to, standardise=False)
   return lambda x: machine((x - shift) @ matrix)
 
 

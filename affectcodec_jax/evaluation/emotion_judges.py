@@ -8,7 +8,7 @@ from affectcodec_jax.data.folder import FolderSource
 from affectcodec_jax.emotion import judges
 from affectcodec_jax.evaluation import statistics
 
-_PRINCIPAL = 128  # of Whisper's 768 features: as good as all of them, and a megabyte in place of four
+_PRINCIPAL = 96  # of Whisper's 768 features: as good as all of them, and a megabyte in place of four
 
 
 def score_judges(data, out, teacher=packaged.TEACHER):
