@@ -127,7 +127,7 @@ def test_a_codec_of_other_sizes_is_refused(released, tmp_path):
 
 
 def test_a_codec_of_another_teacher_is_refused(released):
-  """By its depth here; of Whisper by its layer, which says nothing of others. Older runs lack both fields."""
+  """By its depth here; of Whisper by its layer, which says nothing of others. Older runs lack both."""
   _, out = released
   c = config()
   c.teacher.depth = 8
