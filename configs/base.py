@@ -41,6 +41,7 @@ def get_config():
   c.teacher = ConfigDict()
   c.teacher.kind = 'compact'  # or 'emotion2vec_base', '…_plus_large', 'whisper_tiny', 'whisper_base'
   c.teacher.dim = 160  # width of its features; 768, 1024, 384 and 512 for the others
+  c.teacher.depth = 9  # compact: its residual layers
   c.teacher.layer = 3  # whisper: after how many of its blocks
   c.teacher.path = ''  # a safetensors file of it; '' is the compact one in the package
   c.teacher.student = ''  # a student.safetensors for the encoder to read in the teacher's place

@@ -16,6 +16,7 @@ from affectcodec_jax.api import Pretrained
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.evaluation import usage as usage_lib
+from affectcodec_jax.evaluation.statistics import Speakers
 from affectcodec_jax.inference import weights
 from affectcodec_jax.models import blocks, fsq
 from affectcodec_jax.models.codec import init_params
@@ -201,17 +202,27 @@ def test_recall_counts_every_class_alike():
 
 
 def test_intervals_cover_the_truth():
-  """Speakers differ in how well they are recognised: 95 % intervals over them hold the mean of all."""
+  """Speakers differ in how well they are recognised: intervals over them hold the mean of all as often as
+  intervals by percentiles should.
+
+  Of 30 speakers a bootstrap's deviation is sqrt(29/30) of the unbiased one, so it covers as often as a t of
+  29 degrees stays within 1.96 sqrt(29/30): 0.936. Standard errors are 0.0055 for 2000 simulations and 0.005
+  for bounds that are percentiles of 2000 draws; three times both is 0.022.
+  """
   rng = np.random.default_rng(0)
-  covered = 0
-  for _ in range(60):
-    skill = rng.uniform(0.3, 0.9, size=30)
-    right = rng.random((30, 20)) < skill[:, None]
-    truth = np.tile(np.arange(20) % 2, 30)
-    predicted = np.where(right.ravel(), truth, 1 - truth)
-    score = probes.recall_interval(truth, predicted, np.repeat(np.arange(30), 20))
-    covered += score['low'] <= 0.6 <= score['high']
-  assert covered >= 51  # of 57 expected
+  names = np.repeat(np.arange(30), 20)
+  truth = np.tile(np.arange(20) % 2, 30)
+  skill = rng.uniform(0.3, 0.9, size=(2000, 30, 1))
+  right = rng.random((2000, 30, 20)) < skill  # their mean over all speakers there are is 0.6
+  predicted = np.where(right.reshape(2000, 600), truth, 1 - truth)
+  speakers = Speakers([{'speaker': str(n), 'file': ''} for n in names], draws=2000)
+  ends = [speakers.interval(speakers.recall(truth, p, macro=True)) for p in predicted]
+  covered = np.mean([s['low'] <= 0.6 <= s['high'] for s in ends])
+  assert abs(covered - 0.936) < 0.022
+  # The probes' own interval is that of the same draws, one after another: another generator's stream.
+  probe = probes.recall_interval(truth, predicted[0], names)
+  assert probe['mean'] == pytest.approx(ends[0]['mean'])
+  np.testing.assert_allclose([probe['low'], probe['high']], [ends[0]['low'], ends[0]['high']], atol=0.01)
 
 
 def test_stage_probes_refuse_what_cannot_be_predicted():

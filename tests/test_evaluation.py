@@ -84,6 +84,26 @@ def test_judgements_need_the_original_beside_them():
   assert x['groups']['gender F']['wer']['clips'] == 2 and x['scores']['pesq'] is None
 
 
+def test_a_file_that_fails_in_one_system_counts_in_none():
+  """Of three files one has no PESQ through y, another no judgement through x: means are of the rest."""
+  at = lambda i: np.eye(8)[i].tolist()
+  rows = [_judged(system, f, e, at(e), pesq=float(f), words=4, word_errors=int(f))
+          for system in ('original', 'x', 'y') for f, e in (('1', 1), ('2', 2), ('4', 1))]
+  by = {(r['system'], r['file']): r for r in rows}
+  for f in '124':
+    by['original', f]['pesq'] = None  # of the original itself there is none: no failure
+  by['y', '4']['pesq'] = by['y', '2']['words'] = by['x', '1']['j'] = None
+  summary.add_judgements(rows, ['j'])
+  assert summary.failures(rows, ['j']) == {'pesq': {'y': 1}, 'words': {'y': 1}, 'j_heard': {'x': 1}}
+  results = {k: r['scores'] for k, r in summary.summarise(rows, ['j']).items()}
+  for system in 'xy':
+    scores = results[system]
+    assert scores['pesq']['mean'] == 1.5 and scores['pesq']['clips'] == 2
+    assert scores['wer']['mean'] == pytest.approx(5 / 8) and scores['j_agreement']['clips'] == 2
+    assert scores['j_accuracy']['clips'] == 2
+  assert results['original']['pesq'] is None and results['original']['j_agreement']['clips'] == 2
+
+
 def _page_of(folder, rows):
   """The report on rows of judge `j`, without clips."""
   judges = summary.add_judgements(rows, ['j'])
@@ -91,6 +111,7 @@ def _page_of(folder, rows):
       'checkpoint': 'x', 'step': 1, 'split': 'test', 'skipped': 0, 'seconds': 2.0, 'judges': judges,
       'metrics': {}, 'absent': {}, 'files': len({r['file'] for r in rows}),
       'speakers': len({r['speaker'] for r in rows}), 'limits': summary.limits(rows),
+      'failures': summary.failures(rows, judges),
       'systems': summary.summarise(rows, judges)}
   report.write_report(folder / 'page.html', results, rows, [], None, 0)
   return (folder / 'page.html').read_text()

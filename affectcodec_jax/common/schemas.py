@@ -53,6 +53,7 @@ class _Model(_Section):
 class _Teacher(_Section):
   kind: str
   dim: _Size
+  depth: _Depth = 9  # of the compact teacher, as older runs have it
   path: str
   student: str
 

@@ -29,10 +29,20 @@ def degrade(audio, spectrum_rng, noise_rng):
 
 def change_speed(audio, rng, samples):
   """Plays each clip 0.91 to 1.1 times as fast, pitch and tempo together, by linear interpolation."""
-  factor = jax.random.uniform(rng, (len(audio), 1), minval=1 / MAX_SPEED, maxval=MAX_SPEED)
-  at = jnp.arange(samples) * factor  # [B, samples]
-  index = jnp.minimum(at.astype(jnp.int32), audio.shape[1] - 2)
-  left, right = (jnp.take_along_axis(audio, i, axis=1) for i in (index, index + 1))
+  return play(audio, speeds(rng, len(audio)), samples)
+
+
+def speeds(rng, batch):
+  """A random speed of each clip, `[batch]`."""
+  return jax.random.uniform(rng, (batch,), minval=1 / MAX_SPEED, maxval=MAX_SPEED)
+
+
+def play(x, speed, count):
+  """`[batch, N, …]` at speeds `[batch]`: `[batch, count, …]`, linear between entries of the second axis."""
+  at = jnp.arange(count) * speed[:, None]  # [B, count]
+  at = at.reshape(at.shape + (1,) * (x.ndim - 2))
+  index = jnp.minimum(at.astype(jnp.int32), x.shape[1] - 2)
+  left, right = (jnp.take_along_axis(x, i, axis=1) for i in (index, index + 1))
   return left + (right - left) * (at - index)
 
 

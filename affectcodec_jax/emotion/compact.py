@@ -65,10 +65,10 @@ class Teacher(nn.Module):
     """`[batch, samples]` at 16 kHz, a multiple of 320, to `[batch, samples / 320, dim]` float32."""
     return self.norm(self.net(audio, mask, deterministic))
 
-  def logits(self, features, mask=None, deterministic=True):
-    """Utterance logits `[batch, emotions]` from features `[batch, T, dim]`, mask `[batch, T]`.
+  def pool(self, features, mask=None):
+    """What a whole utterance is like, `[batch, 2 dim]`: weighted mean and deviation over frames.
 
-    Attentive statistics pooling (arXiv 1803.10963): weighted mean and deviation over frames.
+    Attentive statistics pooling (arXiv 1803.10963) of features `[batch, T, dim]`, mask `[batch, T]`.
     """
     score = self.attention[1](jnp.tanh(self.attention[0](features)))[..., 0]  # [B, T]
     if mask is not None:
@@ -76,7 +76,14 @@ class Teacher(nn.Module):
     weights = jax.nn.softmax(score, axis=-1)
     mean = jnp.einsum('bt,btd->bd', weights, features)
     square = jnp.einsum('bt,btd->bd', weights, features ** 2)
-    pooled = jnp.concatenate([mean, jnp.sqrt(jnp.maximum(square - mean ** 2, 1e-5))], axis=-1)
+    return jnp.concatenate([mean, jnp.sqrt(jnp.maximum(square - mean ** 2, 1e-5))], axis=-1)
+
+  def logits(self, features, mask=None, deterministic=True):
+    """Utterance logits `[batch, emotions]` from features `[batch, T, dim]`, mask `[batch, T]`."""
+    return self.classify(self.pool(features, mask), deterministic)
+
+  def classify(self, pooled, deterministic=True):
+    """Logits `[batch, emotions]` from what `pool` gives."""
     return self.head(self.drop(pooled, deterministic=deterministic))
 
   def __call__(self, audio, mask=None, deterministic=True):

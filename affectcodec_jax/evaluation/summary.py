@@ -105,13 +105,50 @@ def make_rows(item, records):
   return rows
 
 
+def failures(rows, judges):
+  """{score: {label of a system: files}} of files that have a score through other systems and not this one.
+
+  A system with no such score at all (of the original there is no SI-SDR) did not fail.
+  """
+  return {name: counts for name, lacking in _lacking(rows, judges).items()
+          if (counts := {label: len(files) for label, files in lacking.items() if files})}
+
+
+def _lacking(rows, judges):
+  """{score: {label: set of files}}, as `failures`."""
+  names = ['words' if name == 'wer' else name for name in COLUMNS]
+  names += [f'{judge}_heard' for judge in judges]
+  names += sorted({k for r in rows for k in r if k.endswith(' MSE')})
+  lacking = {}
+  for name in names:
+    files = {}
+    for r in rows:
+      if r.get(name) is not None:
+        files.setdefault(r['label'], set()).add(r['file'])
+    every = set().union(*files.values())
+    lacking[name] = {label: every - have for label, have in files.items()}
+  return lacking
+
+
+def _paired(rows, judges):
+  """Copies of rows without the scores of files that failed in another system: all are of the same files."""
+  left_out = {name: set().union(*lacking.values()) for name, lacking in _lacking(rows, judges).items()}
+  parts = {f'{j}_heard': [f'{j}_{k}' for k in ('heard', 'agreement', 'variation')] for j in judges}
+  parts['words'] = ['words', 'word_errors']
+  return [r | {part: None for name, files in left_out.items() if r['file'] in files
+               for part in parts.get(name, [name])} for r in rows]
+
+
 def summarise(rows, judges):
   """{label: results} of every system.
+
+  Means are over the files that a score could be had of through every system (`failures`).
 
   Results: `system`, `kbps`, `measured_kbps`, `scores` over all clips, `emotions` and `groups` (by corpus
   and gender) of subsets, `confusion` `[true][predicted]` by judge, `problems` by metric with their count.
   """
   results = {}
+  rows = _paired(rows, judges)
   originals = {r['file']: r for r in rows if r['system'] == 'original'}
   for label in dict.fromkeys(r['label'] for r in rows):
     of_system = [r for r in rows if r['label'] == label]
@@ -158,9 +195,13 @@ def subset_scores(rows, originals, judges):
       scores[f'{judge}_accuracy'] = _counted(drawn.interval(drawn.recall(truth, after, macro=True)), count)
       for name in ('macro', 'weighted'):
         scores[f'{judge}_{name}'] = _lost(known, originals, [judge], name)
-  known = [r for r in rows if all(_tells(r, judge) for judge in judges)]
-  if len(judges) > 1 and known:  # the mean over judges, as in the paper
-    for name in ('macro', 'weighted'):
+  if len(judges) > 1:  # the mean over judges, as in the paper
+    for name in ('agreement', 'variation'):
+      of_judges = [[r.get(f'{judge}_{name}') for judge in judges] for r in rows]
+      values = np.array([np.nan if None in v else np.mean(v) for v in of_judges], np.float64)
+      scores[f'all_{name}'] = _counted(speakers.ratio(values), np.isfinite(values))
+    known = [r for r in rows if all(_tells(r, judge) for judge in judges)]
+    for name in ('macro', 'weighted') if known else ():
       scores[f'all_{name}'] = _lost(known, originals, judges, name)
   return scores
 
@@ -176,7 +217,7 @@ def _lost(rows, originals, judges, name):
 
 def _tells(row, judge):
   """Whether the judge classified the clip, its emotion is known, and they speak of the same emotions."""
-  return row['emotion'] >= 0 and f'{judge}_heard' in row and len(row[judge]) == len(EMOTIONS)
+  return row['emotion'] >= 0 and row.get(f'{judge}_heard') is not None and len(row[judge]) == len(EMOTIONS)
 
 
 def _mean(speakers, rows, name):

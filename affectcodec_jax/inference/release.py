@@ -73,11 +73,13 @@ def initialise(state, config, path):
   Raises:
     UserError: a codec of other sizes than `config` has.
   """
+  from affectcodec_jax.emotion import teachers
   from affectcodec_jax.models.params import load_params
   theirs, params, _, _ = load(path)
-  fields = [(s, name) for s in ('model', 'discriminator') for name in config[s]]
-  for section, name in [*fields, ('teacher', 'kind'), ('teacher', 'dim')]:
-    value, ours = (json.dumps(c.to_dict()[section].get(name), sort_keys=True) for c in (theirs, config))
+  their_parts, our_parts = ({'model': c.model.to_dict(), 'discriminator': c.discriminator.to_dict(),
+                             'teacher': teachers.identity(c)} for c in (theirs, config))
+  for section, name in [(s, name) for s, fields in our_parts.items() for name in fields]:
+    value, ours = (json.dumps(p[section].get(name), sort_keys=True) for p in (their_parts, our_parts))
     if value != ours:
       raise UserError(f'--init_from {path}: that codec has {section}.{name}={value}, this configuration '
                       f'{ours}; give the same value')

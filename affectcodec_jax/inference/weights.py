@@ -12,7 +12,7 @@ import numpy as np
 
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.emotion.teachers import make_student, make_teacher
+from affectcodec_jax.emotion.teachers import make_compact, make_student, make_teacher
 from affectcodec_jax.models.codec import init_params
 from affectcodec_jax.models.params import load_params
 
@@ -49,6 +49,9 @@ def load_teacher(config, path=''):
                           *features)['params']
   what = f'a {config.teacher.kind} teacher of width teacher.dim={config.teacher.dim}'
   _check_shapes(path, params, shapes, what)
+  if config.teacher.kind == 'compact' and make_compact(params).depth != network.depth:
+    raise UserError(f'{path}: a teacher of {make_compact(params).depth} layers, but teacher.depth='
+                    f'{network.depth}')
   return params
 
 

@@ -32,32 +32,37 @@ def open_workdir(workdir):
   return workdir
 
 
-def train_network(config, workdir, name, model, loss_fn, source, crop_samples):
-  """Trains `model` on crops of a source; writes `name`.safetensors, metrics.jsonl and config.json.
+def crops(config, source, crop_samples):
+  """Endless batches of random crops of a source, as sections `data` and `train` of `config` describe."""
+  c = config.data
+  return pipeline.make_iterator(source, c, batch_size=config.train.batch_size, crop_samples=crop_samples,
+                                seed=config.seed, num_workers=c.num_workers)
+
+
+def train_network(config, workdir, model, loss_fn, iterator, start=None):
+  """Trains `model` on batches; writes metrics.jsonl and config.json.
 
   Args:
-    config: the configuration, with sections `data` and `train`.
+    config: the configuration, with a section `train`.
     workdir: the folder of `open_workdir`.
-    name: of the file of parameters, which are kept as float16.
     model: a Flax module that is called with audio `[batch, samples]`.
     loss_fn: as `fit`'s.
-    source: of the training split.
-    crop_samples: samples a crop.
+    iterator: of batches.
+    start: parameters to begin with, in the place of random ones of these names.
 
   Returns:
     the parameters, averaged over steps, on the host.
   """
-  c, t = config.data, config.train
-  iterator = pipeline.make_iterator(
-      source, c, batch_size=t.batch_size, crop_samples=crop_samples, seed=config.seed,
-      num_workers=c.num_workers)
   base = jax.random.PRNGKey(config.seed)
-  params = jax.jit(model.init)(base, jnp.zeros((1, 6400)))['params']
+  params = jax.jit(model.init)(base, jnp.zeros((1, 6400)))['params'] | (start or {})
   save_config(workdir / 'config.json', config)
   with open(workdir / 'metrics.jsonl', 'w') as log:
-    params = fit(loss_fn, params, iterator, t, base, log)
-  save_params(workdir / f'{name}.safetensors', params, np.float16)
-  return params
+    return fit(loss_fn, params, iterator, config.train, base, log)
+
+
+def save_network(path, params):
+  """Writes a trained network's parameters as float16."""
+  save_params(path, params, np.float16)
 
 
 def fit(loss_fn, params, iterator, t, rng, log):

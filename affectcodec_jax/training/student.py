@@ -15,7 +15,7 @@ from affectcodec_jax.emotion.compact import Student
 from affectcodec_jax.emotion.judges import padded_clip
 from affectcodec_jax.emotion.teachers import encoder_features, teacher_features
 from affectcodec_jax.inference import weights
-from affectcodec_jax.training.fit import FIT_FIELDS, open_workdir, train_network
+from affectcodec_jax.training.fit import FIT_FIELDS, crops, open_workdir, save_network, train_network
 
 # What is needed of a configuration.
 FIELDS = {'model': ('compute_dtype',), 'teacher': ('kind', 'dim', 'path'),
@@ -37,7 +37,8 @@ def distil(config, workdir):
     guess = model.apply({'params': params}, batch['audio'])
     return jnp.mean((guess - target) ** 2) / jnp.mean(jnp.var(target, axis=(0, 1)))
 
-  params = train_network(config, workdir, 'student', model, loss_fn, source, crop_samples(config))
+  params = train_network(config, workdir, model, loss_fn, crops(config, source, crop_samples(config)))
+  save_network(workdir / 'student.safetensors', params)
   frozen['student'] = weights.load_student(config, workdir / 'student.safetensors')
   results = {'parameters': sum(x.size for x in jax.tree.leaves(params)),
              'teacher_parameters': sum(x.size for x in jax.tree.leaves(frozen['teacher'])),

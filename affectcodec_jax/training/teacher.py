@@ -1,4 +1,8 @@
-"""Trains the compact emotion teacher on labelled speech.
+"""Trains the compact emotion teacher on labelled speech, and on what a large network hears in all speech.
+
+The large one, the guide (`guide.path`), hears clips clean and tells the compact one, which hears them
+degraded, its features of every frame, and their mean and deviation over the crop. Two linear maps guess
+these from the compact one's features and from what it pools of them, and are dropped afterwards.
 
 Writes WORKDIR/teacher.safetensors (point `teacher.path` of a codec's configuration at it),
 WORKDIR/metrics.jsonl, and WORKDIR/results.json with the accuracy on the held-out split and, where
@@ -7,8 +11,10 @@ there is one, on the test split.
 
 import functools
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import optax
 
@@ -18,31 +24,84 @@ from affectcodec_jax.common.files import write_json
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.config import crop_samples
 from affectcodec_jax.data import pipeline
-from affectcodec_jax.data.augment import MAX_SPEED, augment, degrade
+from affectcodec_jax.data.augment import MAX_SPEED, augment, degrade, play, speeds
 from affectcodec_jax.emotion.compact import Teacher
 from affectcodec_jax.emotion.judges import labelled, padded_clip, score
-from affectcodec_jax.training.fit import FIT_FIELDS, open_workdir, train_network
+from affectcodec_jax.inference import weights
+from affectcodec_jax.training import guide
+from affectcodec_jax.training.fit import FIT_FIELDS, crops, open_workdir, save_network, train_network
 
 # What is needed of a configuration.
-FIELDS = {'teacher': ('dim',), 'data': ('source', 'crop_seconds'),
-          'train': (*FIT_FIELDS, 'dropout', 'label_smoothing')}
+FIELDS = {'teacher': ('dim', 'depth'), 'guide': ('kind', 'dim', 'layer', 'path', 'weight'),
+          'data': ('source', 'crop_seconds'), 'train': (*FIT_FIELDS, 'start', 'dropout', 'label_smoothing')}
 
 
-def _loss(params, batch, rng, model, samples, smoothing):
-  """Cross-entropy, over the clips that have a label, on augmented speech."""
+class Guided(nn.Module):
+  """A teacher, and guesses at the features of a guide `dim` wide."""
+
+  teacher: Teacher
+  dim: int
+
+  @nn.compact
+  def __call__(self, audio, mask=None, deterministic=True):
+    """Logits `[B, emotions]`, the guide's features `[B, T, dim]`, their mean and deviation `[B, 2 dim]`."""
+    features = self.teacher.features(audio, mask, deterministic)
+    pooled = self.teacher.pool(features, mask)
+    guess = lambda width, name: nn.Dense(width, kernel_init=nn.initializers.zeros, name=name)
+    return (self.teacher.classify(pooled, deterministic), guess(self.dim, 'frames')(features),
+            guess(2 * self.dim, 'clips')(pooled))
+
+
+def _cross_entropy(logits, emotion, smoothing):
+  """Mean over the clips that have a label."""
+  known = emotion >= 0
+  labels = jnp.eye(logits.shape[-1])[jnp.maximum(emotion, 0)]
+  loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, smoothing))
+  return jnp.sum(loss * known) / jnp.maximum(known.sum(), 1)
+
+
+def label_loss(params, batch, rng, model, samples, smoothing):
+  """Cross-entropy on augmented speech."""
   augment_rng, dropout_rng = jax.random.split(rng)
   audio = augment(batch['audio'], augment_rng, samples)
   logits = model.apply({'params': params}, audio, deterministic=False, rngs={'dropout': dropout_rng})
-  known = batch['emotion'] >= 0
-  labels = jnp.eye(logits.shape[-1])[jnp.maximum(batch['emotion'], 0)]
-  loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, smoothing))
-  return jnp.sum(loss * known) / jnp.maximum(known.sum(), 1)
+  return _cross_entropy(logits, batch['emotion'], smoothing)
+
+
+def guided_loss(params, batch, rng, model, frames, scale, weight, smoothing):
+  """The same on degraded speech, and `weight` times the squared errors of both guesses.
+
+  What is guessed has variance 1: that is the error of a constant.
+
+  Args:
+    params: of `Guided`.
+    batch: of `guide.batches`.
+    rng: of this step.
+    model: a `Guided`.
+    frames: of a crop once its speed is changed; those of the batch are longer.
+    scale: `guide.Scale` of its features.
+    weight: of the guide, over that of the labels.
+    smoothing: of the labels.
+  """
+  speed_rng, dropout_rng, *degrade_rngs = jax.random.split(rng, 4)
+  speed = speeds(speed_rng, len(batch['audio']))
+  audio = degrade(play(batch['audio'], speed, frames * HOP_LENGTH), *degrade_rngs)
+  # What the guide hears of a voice at its own speed is to be heard at any.
+  mask = play(batch['mask'].astype(jnp.float32), speed, frames) == 1  # [B, T]
+  of_frame = (play(batch['features'], speed, frames) - scale.frames[0]) / scale.frames[1]  # [B, T, dim]
+  of_clip = (guide.moments(of_frame, mask) - scale.crops[0]) / scale.crops[1]  # [B, 2 dim]
+  logits, *guesses = model.apply({'params': params}, audio, mask, deterministic=False,
+                                 rngs={'dropout': dropout_rng})
+  frame_error = jnp.mean((guesses[0] - of_frame) ** 2, axis=-1)  # [B, T]
+  frame_error = jnp.sum(frame_error * mask) / mask.sum()
+  clip_error = jnp.mean((guesses[1] - of_clip) ** 2)
+  return _cross_entropy(logits, batch['emotion'], smoothing) + weight * (frame_error + clip_error)
 
 
 def train_teacher(config, workdir):
   """Trains, evaluates and writes the teacher that `config` describes."""
   workdir = open_workdir(workdir)
-  c, samples = config.data, crop_samples(config)
+  c = config.data
   source = pipeline.make_source(c, c.train_split, config.seed)
   held_out = {c.eval_split: pipeline.make_source(c, c.eval_split, config.seed)}
   if c.source != 'synthetic':
@@ -50,25 +109,52 @@ def train_teacher(config, workdir):
       held_out['test'] = pipeline.make_source(c, 'test', config.seed)
     except UserError:
       pass  # a set without test speakers
-  model = Teacher(config.teacher.dim, dropout=config.train.dropout)
-  loss_fn = functools.partial(_loss, model=model, samples=samples, smoothing=config.train.label_smoothing)
-  params = train_network(config, workdir, 'teacher', model, loss_fn, source,
-                         crop_samples=-(-int(samples * MAX_SPEED) // HOP_LENGTH) * HOP_LENGTH)
+  model = Teacher(config.teacher.dim, config.teacher.depth, config.train.dropout)
+  start = weights.load_teacher(config, config.train.start) if config.train.start else {}
+  train = _train_guided if config.guide.path else _train_on_labels
+  params = train(config, workdir, model, source, start)
+  save_network(workdir / 'teacher.safetensors', params)
   results = {'parameters': sum(x.size for x in jax.tree.leaves(params))}
   for split, items in held_out.items():
-    results[split] = evaluate_teacher(params, items, config.teacher.dim)
+    results[split] = evaluate_teacher(params, items, model)
     _report(split, results[split])
   write_json(workdir / 'results.json', results)
   print(f'teacher: {workdir}/teacher.safetensors')
 
 
-def evaluate_teacher(params, source, dim):
+def _train_on_labels(config, workdir, model, source, start):
+  samples, longer = _lengths(config)
+  loss_fn = functools.partial(label_loss, model=model, samples=samples,
+                              smoothing=config.train.label_smoothing)
+  return train_network(config, workdir, model, loss_fn, crops(config, source, longer), start)
+
+
+def _train_guided(config, workdir, model, source, start):
+  frames, longer = (samples // HOP_LENGTH for samples in _lengths(config))
+  of_guide = ConfigDict({'teacher': config.guide, 'model': config.model, 'train': config.train})
+  clips = guide.read_clips(source, of_guide, weights.load_teacher(of_guide, config.guide.path),
+                           workdir / 'guide')
+  guided = Guided(model, config.guide.dim)
+  loss_fn = functools.partial(guided_loss, model=guided, frames=frames, scale=guide.scale(clips, frames),
+                              weight=config.guide.weight, smoothing=config.train.label_smoothing)
+  batches = guide.batches(clips, config.train.batch_size, longer, config.seed)
+  start = {'teacher': start} if start else {}
+  return train_network(config, workdir, guided, loss_fn, batches, start)['teacher']
+
+
+def _lengths(config):
+  """Samples of a training crop, and of what is read for one that is played faster; both of whole frames."""
+  samples = crop_samples(config)
+  return samples, -(-int(samples * MAX_SPEED) // HOP_LENGTH) * HOP_LENGTH
+
+
+def evaluate_teacher(params, source, model):
   """Scores of a teacher over the labelled clips of a source (see `judges.score`).
 
   `degraded` is its accuracy on the same clips after `augment.degrade`: noise, filters, codec-like
   distortion.
   """
-  apply = jax.jit(lambda audio, mask: Teacher(dim).apply({'params': params}, audio, mask).argmax())
+  apply = jax.jit(lambda audio, mask: model.apply({'params': params}, audio, mask).argmax())
   rough = jax.jit(degrade)
   items = labelled(source)
   clean, degraded = [], []
