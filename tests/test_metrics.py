@@ -7,6 +7,7 @@ import pytest
 
 from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.evaluation import metrics, prosody, words
 from affectcodec_jax.training import losses
@@ -53,6 +54,16 @@ def flattened(x, keep):
   envelope, noise = world.cheaptrick(x64, f0, times, 16000), world.d4c(x64, f0, times, 16000)
   out = world.synthesize(moved, envelope, noise, 16000)
   return np.pad(out, (0, len(x)))[:len(x)].astype(np.float32)
+
+
+def test_the_judge_on_whisper_hears_voices_and_not_their_level(speech):
+  """Probabilities, the same at another level but for rounding, others of another voice."""
+  judge = make('whisper_svm')
+  told = np.array(judge(None, speech)['whisper_svm'])
+  assert told.shape == (len(EMOTIONS),) and abs(told.sum() - 1) < 1e-6 and (told >= 0).all()
+  np.testing.assert_allclose(judge(None, 0.1 * speech)['whisper_svm'], told, atol=1e-2)
+  other = SyntheticSource(8, seed=0)[0]['audio'][:32000]
+  assert np.abs(judge(None, other)['whisper_svm'] - told).max() > 0.05
 
 
 # Sense +1: more is better.
