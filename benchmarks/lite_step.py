@@ -49,37 +49,47 @@ def run(threads, rounds):
 
 
 def parts(config, state, frozen, batch):
-  """(function, its arguments) of each part by name."""
-  codec, audio = make_codec(config), batch['audio']
-  call = lambda method, *args: codec.apply({'params': state.params}, *args, method=method)
-  square = lambda tree: sum(jnp.sum(x ** 2) for x in jax.tree.leaves(tree))
-  by_params = lambda method, *args: jax.grad(
-      lambda p: square(codec.apply({'params': p}, *args, method=method)))
-
+  """(function, its arguments) of each part by name; arrays are arguments, or the compiler folds them."""
+  codec, audio, params, floor = make_codec(config), batch['audio'], state.params, config.loss.mel_floor
   features = jax.jit(functools.partial(teacher_features, config))(frozen, audio)
   mask = np.ones(features.shape[:2], bool)
-  u = jax.jit(lambda: call(Codec.analyse, audio, features, mask))()
-  latent = jax.jit(lambda: call(Codec.latent, call(Codec.quantize, u).values))()
-  targets = losses.mel_targets(audio, config.loss.mel_floor)
   follow = np.zeros(len(audio), bool)
 
-  def mel(x):
-    return losses.mel_distance(losses.mel_targets(x, config.loss.mel_floor), targets).sum()
+  def call(params, method, *args):
+    return codec.apply({'params': params}, *args, method=method)
 
-  def decoded(p, z):
-    out = codec.apply({'params': p}, z, batch['f0'], follow, method=Codec.synthesise_along)
-    return square(out[0])
+  def square(x):
+    return jnp.sum(x ** 2)
 
-  def optimise(grads):
-    return make_optimizer(config, config.train.lr).update(grads, state.opt_state, state.params)
+  def encoder(params, *inputs):
+    return square(call(params, Codec.analyse, *inputs))
 
+  def quantiser(u, params):
+    return square(quantised(u, params))
+
+  def quantised(u, params):
+    return call(params, Codec.latent, call(params, Codec.quantize, u).values)
+
+  def decoder(params, latent, *pitch):
+    return square(call(params, Codec.synthesise_along, latent, *pitch)[0])
+
+  def mel(decoded, audio):
+    return losses.mel_distance(losses.mel_targets(decoded, floor), losses.mel_targets(audio, floor)).sum()
+
+  def cycle(decoded, frozen):
+    return square(teacher_features(config, frozen, decoded))
+
+  def optimise(grads, opt_state, params):
+    return make_optimizer(config, config.train.lr).update(grads, opt_state, params)
+
+  u = jax.jit(lambda params, *inputs: call(params, Codec.analyse, *inputs))(params, audio, features, mask)
+  latent = jax.jit(quantised)(u, params)
   return {
-      'encoder': (by_params(Codec.analyse, audio, features, mask), state.params),
-      'quantiser': (jax.grad(lambda u: square(call(Codec.latent, call(Codec.quantize, u).values))), u),
-      'decoder': (jax.grad(decoded, argnums=(0, 1)), state.params, latent),
-      'mel loss': (jax.grad(mel), 0.9 * audio),
-      'features of the audio': (functools.partial(teacher_features, config, frozen), audio),
-      'features of what is decoded': (
-          jax.grad(lambda x: square(teacher_features(config, frozen, x))), audio),
-      'optimiser': (optimise, state.params),
+      'encoder': (jax.grad(encoder), params, audio, features, mask),
+      'quantiser': (jax.grad(quantiser), u, params),
+      'decoder': (jax.grad(decoder, argnums=(0, 1)), params, latent, batch['f0'], follow),
+      'mel loss': (jax.grad(mel), 0.9 * audio, audio),
+      'features of the audio': (functools.partial(teacher_features, config), frozen, audio),
+      'features of what is decoded': (jax.grad(cycle), audio, frozen),
+      'optimiser': (optimise, params, state.opt_state, params),
   }

@@ -30,9 +30,9 @@ from configs import lite
 from configs.base import get_config
 from tests.conftest import ONE_DEVICE, tiny
 
-STUDENT_FLAGS = ['--config', 'configs/student.py', '--config.data.num_clips=24', '--config.train.steps=40',
+STUDENT_FLAGS = ['--config', 'configs/student.py', '--config.data.num_clips=24', '--config.train.steps=80',
                  '--config.train.batch_size=4', '--config.data.crop_seconds=0.4', '--config.train.lr=0.02',
-                 '--config.train.log_every=10', '--config.student.width=8', '--config.student.depth=1']
+                 '--config.train.log_every=20', '--config.student.width=8', '--config.student.depth=1']
 
 
 @pytest.mark.parametrize('network', [Teacher(16, depth=3), Student(16, 8, 3)])
