@@ -143,7 +143,7 @@ def test_stage_dropout_is_biased(tiny_config):
 
 
 def test_n_devices_equal_one():
-  """Same update from 1 and from 2 and 8 devices, of the backbone that compiles soonest.
+  """Same update from 1 and from 8 devices, of the backbone that compiles soonest.
 
   Sums in another order: 2e-4 of the largest entry of each first and second moment. (Of moments, not
   of parameters: Adam's first steps are the signs of gradients, also of those that are all rounding.)
@@ -156,11 +156,10 @@ def test_n_devices_equal_one():
   one, m1 = jax.jit(functools.partial(train_step, config=config, adversarial=True))(state, teacher, data)
   step = functools.partial(train_step, config=config, adversarial=True, axis_name='data')
   first = lambda tree: jax.tree.map(lambda x: x[0], tree)
-  for devices in (2, 8):
-    mapped = jax.pmap(step, axis_name='data', devices=jax.devices()[:devices])
-    copies = jax.tree.map(lambda x, n=devices: np.stack([x] * n), (state, teacher))
-    many, mn = mapped(*copies, jax.tree.map(lambda x, n=devices: x.reshape(n, -1, *x.shape[1:]), data))
-    _same_update(one, first(many), m1, first(mn))
+  copies = jax.tree.map(lambda x: np.stack([x] * 8), (state, teacher))
+  many, mn = jax.pmap(step, axis_name='data')(
+      *copies, jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), data))
+  _same_update(one, first(many), m1, first(mn))
 
 
 def _same_update(one, many, one_metrics, many_metrics):
@@ -237,9 +236,11 @@ def test_only_matrices_decay():
   """With a gradient of zero AdamW moves a parameter by its decay alone."""
   config = tiny(lite.get_config())
   config.train.update(weight_decay=0.1, warmup_steps=0)
-  params = init_params(config, jax.random.PRNGKey(0))[0]
+  shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.PRNGKey(0))[0]
+  params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
   optimizer = make_optimizer(config, 1e-3)
-  updates, _ = optimizer.update(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)
+  zeros = jax.tree.map(np.zeros_like, params)
+  updates, _ = jax.jit(optimizer.update)(zeros, optimizer.init(params), params)
   moved = {jax.tree_util.keystr(path): bool(np.any(x)) for path, x in
            jax.tree_util.tree_leaves_with_path(updates)}
   decaying = {name for name, m in moved.items() if m}

@@ -61,7 +61,7 @@ def test_resumed_run_is_bit_equal_to_a_straight_one(config, tmp_path):
 
 def test_damaged_checkpoints_are_passed_over(config, tmp_path, capsys):
   """A flipped bit, a cut file and an empty folder: the newest sound one is used, nothing deleted."""
-  config.train.keep_checkpoints = 5
+  config.train.update(keep_checkpoints=5, adversarial_start=9)
   train_lib.train(config.copy_and_resolve_references(), tmp_path)
   root = tmp_path / 'checkpoints'
   largest = max((p for p in (root / '6').rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
@@ -159,7 +159,7 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
 
 def test_a_run_over_a_mesh_goes_on_under_pmap(config, tmp_path, capsys):
   """Two steps with the state split over 4 devices, two more with a copy on each of 8; audio of both."""
-  config.train.update(parallel='mesh', fsdp=4, steps=2, num_samples=1, valid_clips=2)
+  config.train.update(parallel='mesh', fsdp=4, steps=2, num_samples=1, valid_clips=2, adversarial_start=9)
   train_lib.train(config, tmp_path)
   config.train.update(parallel='pmap', fsdp=1, steps=4)
   assert train_lib.train(config, tmp_path)
