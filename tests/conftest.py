@@ -10,6 +10,7 @@ os.environ['XLA_FLAGS'] = (
     # Tests compile more than they compute.
     ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true').strip()
 
+from flax import struct
 import jax
 import numpy as np
 import pytest
@@ -108,6 +109,28 @@ def untrained(tmp_path_factory):
   folder = tmp_path_factory.mktemp('codec')
   untrained_release(tiny(get_config()), folder)
   return folder
+
+
+@struct.dataclass
+class State:
+  """What checkpoints need of a training state."""
+
+  step: int
+  ema: dict
+  params: dict
+
+
+class Position:
+  """A data iterator as far as its position goes."""
+
+  def get_state(self):
+    return b'{}'
+
+  def set_state(self, state):
+    assert state == b'{}'
+
+  def start_prefetch(self):
+    pass
 
 
 def state_and_teacher(config):

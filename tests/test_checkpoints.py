@@ -2,7 +2,6 @@
 
 import zlib
 
-from flax import struct
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -11,26 +10,7 @@ import pytest
 from affectcodec_jax.inference import restore
 from affectcodec_jax.training import checkpoints, parallel
 from configs.base import get_config
-
-
-@struct.dataclass
-class State:
-  step: int
-  ema: dict
-  params: dict
-
-
-class Position:
-  """A data iterator as far as its position goes."""
-
-  def get_state(self):
-    return b'{}'
-
-  def set_state(self, state):
-    assert state == b'{}'
-
-  def start_prefetch(self):
-    pass
+from tests.conftest import Position, State
 
 
 def _state():

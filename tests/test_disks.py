@@ -8,7 +8,6 @@ import stat
 import subprocess
 import types
 
-from flax import struct
 import numpy as np
 import pytest
 
@@ -19,6 +18,7 @@ from affectcodec_jax.common.errors import UserError, run_command
 from affectcodec_jax.tokens import afc, shards
 from affectcodec_jax.training import checkpoints
 from affectcodec_jax.training import logging as logging_lib
+from tests.conftest import Position, State
 
 NOISE = (np.random.default_rng(0).normal(size=16000 * 300) * 0.1).astype(np.float32)
 SUFFIXES = ('wav', 'flac', 'ogg', 'mp3')
@@ -215,20 +215,6 @@ def test_metrics_on_a_full_disk(disk):
     for step in range(10 ** 4):
       writer.write(step, {f'loss/{i}': 1.0 for i in range(40)})
   writer.close()
-
-
-@struct.dataclass
-class State:
-  step: int
-  ema: dict
-  params: dict
-
-
-class Position:
-  """A data iterator as far as saving its position goes."""
-
-  def get_state(self):
-    return b'{}'
 
 
 def test_a_checkpoint_on_a_full_disk(disk, capfd):

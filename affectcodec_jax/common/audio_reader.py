@@ -17,9 +17,16 @@ import tempfile
 import numpy as np
 import soundfile
 
-from affectcodec_jax.common import joined
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.joined import Part, damaged_pages, find_parts, length
+from affectcodec_jax.common.joined import (
+  Part,
+  beyond_header,
+  damaged_pages,
+  ends_as_named,
+  find_parts,
+  length,
+  untagged,
+)
 
 MIN_RATE, MAX_RATE = 4000, 768000  # Hz
 _BLOCK = 1 << 18  # samples that are decoded at once
@@ -119,14 +126,14 @@ def read_blocks(file, name, start=0.0, seconds=None):
     UserError: not audio, or of a rate that no recording has.
   """
   size = length(file)
-  if seconds is not None and joined.ends_as_named(file) and (
+  if seconds is not None and ends_as_named(file) and (
       _header_seconds(file, (0, size), name) or 0) >= start + seconds:
     yield from _decode(file, (0, size), name, start, seconds)
     return
   parts = find_parts(file)
   if not start and (damaged := damaged_pages(file)):
     logging.warning('%s: damaged in %d places, where there is silence or nothing now', name, damaged)
-  for rest in [joined.beyond_header(file, part) for part in parts] if not start else ():
+  for rest in [beyond_header(file, part) for part in parts] if not start else ():
     if rest:
       logging.warning('%s: %d bytes %s', name, abs(rest), 'behind the end of a WAV are left out'
                       if rest > 0 else 'that a header promises are missing')
@@ -207,7 +214,7 @@ def _without(seconds, blocks):
 
 def _open_sndfile(file, part):
   """A `SoundFile`, or None where FFmpeg has to read it."""
-  part = joined.untagged(file, part)
+  part = untagged(file, part)
   whole = part == (0, length(file))
   file.seek(part[0])
   magic = file.read(4)
@@ -281,7 +288,7 @@ def _open_ffmpeg(file, part, name):
                     'is not installed; pip install av')
   options = {'format_whitelist': _DEMUXERS, 'protocol_whitelist': ''}
   try:
-    part = Part(file, *joined.untagged(file, part))
+    part = Part(file, *untagged(file, part))
     container = _av().open(part, options=options, metadata_errors='replace')
   except (*_DAMAGE, _av().FFmpegError) as e:
     raise _unreadable(name, e) from e

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from affectcodec_jax.common import packaged, progress
+from affectcodec_jax.common import progress
 from affectcodec_jax.common.files import make_folder, write_json
 from affectcodec_jax.data.folder import FolderSource
 from affectcodec_jax.emotion import judges
@@ -11,7 +11,7 @@ from affectcodec_jax.evaluation import statistics
 _PRINCIPAL = 96  # of Whisper's 768 features: as good as all of them, and a megabyte in place of four
 
 
-def score_judges(data, out, teacher=packaged.TEACHER):
+def score_judges(data, out, teacher):
   """Fits the machines to the features of `data` and writes the scores of all to the folder `out`.
 
   Args:
