@@ -1,7 +1,8 @@
 """Training `configs/lite.py`: seconds of audio a second of wall time, of the whole step and of its parts.
 
 A part is the forward pass and the gradient of that part alone, by what it is trained for: the networks by
-their parameters, the mel loss and the cycle's emotion teacher by the audio.
+their parameters, the mel loss and the cycle's emotion teacher by the audio. Beside the seconds: operations
+as XLA counts them before it optimises, and the share they are of a large matmul's speed.
 """
 
 import functools
@@ -19,7 +20,7 @@ from affectcodec_jax.models.codec import Codec, make_codec
 from affectcodec_jax.training import losses
 from affectcodec_jax.training.state import create_state, make_optimizer
 from affectcodec_jax.training.step import train_step
-from benchmarks.measure import in_turn, rows
+from benchmarks.measure import in_turn, matmul_peak, rows, share_of_peak
 from configs import lite
 
 
@@ -35,17 +36,22 @@ def run(threads, rounds):
   frozen = {'teacher': weights.load_teacher(config, config.teacher.path)}
   state = jax.jit(functools.partial(create_state, config))(jax.random.key(0), frozen, batch['audio'])
 
-  calls = {}
-  for name, adversarial in (('step', False), ('step with a discriminator', True)):
-    step = jax.jit(functools.partial(train_step, config=config, adversarial=adversarial))
-    calls[name] = functools.partial(step, state, frozen, batch)
-  for name, (function, *args) in parts(config, state, frozen, batch).items():
-    calls[name] = functools.partial(jax.jit(function), *args)
-  calls = {name: lambda call=call: jax.block_until_ready(call()) for name, call in calls.items()}
-  seconds = in_turn(calls, rounds)
+  programs = {
+      name: (functools.partial(train_step, config=config, adversarial=adversarial), state, frozen, batch)
+      for name, adversarial in (('step', False), ('step with a discriminator', True))}
+  programs |= parts(config, state, frozen, batch)
+  programs = {name: (jax.jit(function), args) for name, (function, *args) in programs.items()}
+  seconds = in_turn({name: lambda f=f, args=args: jax.block_until_ready(f(*args))
+                     for name, (f, args) in programs.items()}, rounds)
   audio_seconds = batch['audio'].size / 16000
   speeds = {name: round(audio_seconds / statistics.median(values), 1) for name, values in seconds.items()}
-  yield from rows('configs/lite.py', seconds, audio_per_second=speeds)
+  flops = {name: f.lower(*args).cost_analysis()['flops'] for name, (f, args) in programs.items()}
+  peak, shares = matmul_peak(), {}
+  for name, values in seconds.items():
+    shares |= share_of_peak(flops[name], {name: values}, peak)
+  yield from rows('configs/lite.py', seconds, audio_per_second=speeds, share_of_peak=shares,
+                  gflop={name: round(f / 1e9, 2) for name, f in flops.items()},
+                  peak_gflops=round(peak / 1e9, 1))
 
 
 def parts(config, state, frozen, batch):

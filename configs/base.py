@@ -102,6 +102,7 @@ def get_config():
   c.train.unquantized_steps = 0  # steps without rounding in the quantiser,
   c.train.rounding_steps = 0  # and those in which it sets in
   c.train.true_pitch_steps = 800  # lite: the source has true pitch less and less often, then never
+  c.train.decoder_only = False  # the decoder learns, the rest and thus the tokens stay
   c.train.checkpoint_every = 200
   c.train.keep_checkpoints = 3
   c.train.log_every = 10

@@ -118,7 +118,8 @@ def test_no_home(tmp_path):
   code = ('import os, pwd\npwd.getpwuid = lambda uid: (_ for _ in ()).throw(KeyError(uid))\n'
           'from affectcodec_jax.api import use_compilation_cache\nimport jax\nuse_compilation_cache()\n'
           'print(jax.config.jax_compilation_cache_dir)')
-  env = {k: v for k, v in os.environ.items() if k not in ('HOME', 'XDG_CACHE_HOME')}
+  places = ('HOME', 'XDG_CACHE_HOME', 'JAX_COMPILATION_CACHE_DIR')
+  env = {k: v for k, v in os.environ.items() if k not in places}
   done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env | {'PYTHONPATH': str(ROOT)},
                         capture_output=True, text=True)
   assert done.stdout == 'None\n' and not os.listdir(tmp_path), done.stderr

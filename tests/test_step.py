@@ -65,6 +65,29 @@ def test_without_multi_rate_each_clip_is_decoded_once():
     np.testing.assert_allclose(average, 0.25 * old + 0.75 * new, rtol=1e-5, atol=1e-7)
 
 
+def test_decoder_only_leaves_the_tokens():
+  """All but the decoder stays, in spite of decay and of moments; the decoder moves as without it."""
+  config = tiny(lite.get_config())
+  config.train.update(weight_decay=0.1, clip_norm=1e9)  # the norm that is clipped is of other gradients
+  state, teacher = state_and_teacher(config)
+  data = training_batch(config)
+  step = jax.jit(functools.partial(train_step, config=config, adversarial=False))
+  state = step(step(state, teacher, data)[0], teacher, data)[0]
+  free = step(state, teacher, data)[0]
+  config = config.copy_and_resolve_references()
+  config.train.decoder_only = True
+  step = jax.jit(functools.partial(train_step, config=config, adversarial=False))
+  held, metrics = step(state, teacher, data)
+  assert bool(metrics['finite'])
+  for name in state.params:
+    for old, new, other in zip(*(jax.tree.leaves(s.params[name]) for s in (state, held, free))):
+      if name == 'decoder':
+        assert np.any(old != new)
+        np.testing.assert_allclose(new, other, atol=1e-6)  # another program's rounding, times the rate
+      else:
+        np.testing.assert_array_equal(old, new)
+
+
 @pytest.mark.parametrize('multi_rate', [1.0, 0.0])
 def test_the_loss_is_of_each_clip_at_its_own_rate(multi_rate):
   """Against every clip decoded by itself from its own prefix; sums in another order, so 1e-4."""

@@ -41,6 +41,11 @@ def schedules(config, step):
   return rounding, jnp.clip(1 - step / max(t.true_pitch_steps, 1), 0.0, 1.0)
 
 
+def learns(config, name):
+  """Whether parameters of this name change: all of them, or with `train.decoder_only` the decoder's."""
+  return not config.train.decoder_only or name == 'decoder'
+
+
 def _reconstruct(config, codec, params, batch, features, rounding):
   """Decodes each clip at its rate and, for the multi-rate term, at all of them.
 
@@ -84,6 +89,8 @@ def at_clip_rate(by_rate, rate):
 
 def generator_loss(params, disc_params, frozen, batch, rounding, config, adversarial):
   """Total loss, (each loss by itself, the decoded audio `[B, L]`)."""
+  params = {name: value if learns(config, name) else jax.lax.stop_gradient(value)
+            for name, value in params.items()}
   codec, discriminator = make_codec(config), make_discriminator(config)
   weight, audio, rate = config.loss, batch['audio'], batch['rate']
   features = teacher_features(config, frozen, audio)
@@ -214,6 +221,9 @@ def train_step(state: TrainState, frozen, batch, *, config, adversarial, axis_na
       state.params, state.disc_params, frozen, state.rng, state.step, batch)
   updates, opt_state = make_optimizer(config, config.train.lr).update(
       grads, state.opt_state, state.params)
+  # Without a gradient there would still be decay, and what is left of earlier steps' moments.
+  updates = {name: value if learns(config, name) else jax.tree.map(jnp.zeros_like, value)
+             for name, value in updates.items()}
   params = optax.apply_updates(state.params, updates)
   # The average starts short and lengthens, so that early checkpoints are not the initial weights.
   decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
