@@ -204,6 +204,8 @@ def report(config, topology, compiled):
   least = bounds(chip, compiled)
   binding = max(least, key=least.get)
   hours = least[binding] * config.train.steps / 3600
+  clips = config.train.batch_size / compiled.chips
+  room = (chip.memory - compiled.peak) / compiled.temporaries  # what else there is grows little with clips
   giga, mega = (lambda x: f'{x / 1e9:.2f} GB'), (lambda x: f'{x / 1e6:.2f} MB')
   sent = ', '.join(f'{n} {kind} of {mega(size)}' for kind, n, size, _ in compiled.collectives) or 'none'
   return [
@@ -211,6 +213,7 @@ def report(config, topology, compiled):
       f'({compiled.cpu_seconds:.0f} s of processors)',
       f'memory       {giga(compiled.peak)} of {giga(chip.memory)} a chip at the peak: arguments '
       f'{giga(compiled.arguments)}, temporaries {giga(compiled.temporaries)}',
+      f'clips        {clips:g} a chip; {int(clips * (1 + room))} would fit if temporaries grew as clips do',
       f'operations   {compiled.flops / 1e9:.1f} GFLOP and {giga(compiled.accessed)} moved a chip',
       f'collectives  {sent}',
       f'bound        {binding}: {1000 * least[binding]:.2f} ms a step at least ('
