@@ -49,7 +49,6 @@ def add_config(parser, file, folder=None):
   """
   parser.add_argument('--config', required=True, metavar='FILE', help=f'configuration, such as {file}')
   if folder:
-    parser.add_argument('--workdir', metavar='DIR',
-                        help=f'folder of the run, or gs://BUCKET/FOLDER (default: {folder})')
+    parser.add_argument('--workdir', metavar='DIR', help=f'folder of the run (default: {folder})')
   parser.add_argument('--config.FIELD', metavar='VALUE',
                       help='any field of the configuration, e.g. --config.train.steps=100')
