@@ -85,7 +85,7 @@ def _train(config, workdir, files, init_from):
     except (ValueError, RuntimeError) as e:
       raise UserError(f'train.distributed: the other processes were not found ({e}); leave it False for '
                       'one process, start several by launch/local.sh, launch/tpu.sh, Slurm or MPI') from e
-  init_from = release.find(init_from) if init_from else None
+  origin, init_from = init_from, release.find(init_from) if init_from else None
   chief = jax.process_index() == 0
   say = (lambda *a: print(*a, flush=True)) if chief else (lambda *a: None)
   local_batch = parallel.local_batch_size(config)
@@ -138,7 +138,7 @@ def _train(config, workdir, files, init_from):
     state = jax.jit(fresh, out_shardings=over)(frozen, first['audio'])
     if init_from:
       state = release.initialise(state, config, init_from)
-      say(f'starting from the codec in {init_from}')
+      say(f'starting from the codec in {origin}')
   else:
     say(f'resumed at step {int(state.step)}')
   step = int(state.step)
@@ -230,7 +230,6 @@ def _train(config, workdir, files, init_from):
     checkpoints.finish(manager)
     if writer:
       writer.close()
-      files.send()
   say(f'checkpoint: {manager.directory}/{manager.latest_step()}')
   if (files.folder / 'samples').exists():
     say(f'audio:      {workdir}/samples')

@@ -133,6 +133,17 @@ def test_damaged_checkpoints_in_a_bucket_are_set_aside(config, bucket, capsys):
   assert newest('gs://bucket/run')[1] == 6
 
 
+def test_what_was_logged_before_an_error_is_sent(config, bucket, monkeypatch):
+  """A checkpoint that cannot be written ends the run; its metrics come to the bucket, and no copy stays."""
+  def refuse(*args):
+    raise UserError('no room')
+
+  monkeypatch.setattr(checkpoints, 'save', refuse)
+  with pytest.raises(UserError, match='no room'):
+    run(config, 'gs://bucket/run')
+  assert steps(bucket.cat_file('bucket/run/metrics.jsonl')) == [1, 2]
+
+
 def test_files_that_cannot_be_written_are_named_and_kept(config, bucket, tmp_path, monkeypatch):
   monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
 

@@ -103,7 +103,8 @@ def one_line(path: AnyPath):
     raise UserError(f'{path}: {reason(e)}; {_ADVICE}') from e
 
 
-def reason(error):
+def reason(error: Exception) -> str:
+  """What an error says, on one line, behind its kind."""
   return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'.removesuffix(': ')
 
 

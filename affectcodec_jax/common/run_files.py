@@ -1,5 +1,6 @@
 """Files of a run or of a released codec besides checkpoints, which may lie in a bucket."""
 
+import logging
 import pathlib
 import posixpath
 import shutil
@@ -49,7 +50,8 @@ class RunFiles:
 
   Args:
     workdir: the run's folder, or its address: then they lie in a temporary folder, to which what is in
-      the bucket is fetched, and `send` copies there what is new. It goes at the end, unless that failed.
+      the bucket is fetched, and `send` copies there what is new. At the end that is done once more, and
+      the folder goes unless it failed.
 
   Attributes:
     folder: where they are.
@@ -60,7 +62,7 @@ class RunFiles:
 
   def __init__(self, workdir):
     self._address = str(workdir) if buckets.is_address(workdir) else None
-    self._sent, self._failed = {}, False
+    self._sent = {}  # name to (bytes, nanoseconds)
     if self._address is None:
       self.folder = pathlib.Path(workdir)
       return
@@ -72,9 +74,17 @@ class RunFiles:
   def __enter__(self):
     return self
 
-  def __exit__(self, *error):
-    if self._address is not None and not self._failed:
-      shutil.rmtree(self.folder, ignore_errors=True)
+  def __exit__(self, kind, error, trace):
+    if self._address is None:
+      return
+    try:
+      self.send()
+    except UserError as e:
+      if error is None:
+        raise
+      logging.warning('%s', e)  # what went wrong before is what is raised
+      return
+    shutil.rmtree(self.folder, ignore_errors=True)
 
   def send(self):
     """Copies to the bucket what is new or has changed, in the order of names.
@@ -90,7 +100,6 @@ class RunFiles:
         try:
           buckets.file_system().put_file(str(path), buckets.join(self._address, name))
         except Exception as e:  # of many kinds, see `buckets.one_line`
-          self._failed = True
           raise UserError(f'{self._address}/{name}: cannot be written ({buckets.reason(e)}); the same '
                           f'command continues from the last checkpoint, {self.folder} has this file') from e
         self._sent[name] = state
