@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affectcodec_jax import audio as audio_lib
-from affectcodec_jax.common import packaged
+from affectcodec_jax.common import buckets, packaged, run_files
 from affectcodec_jax.common.arrays import as_array, check_number
 from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
@@ -46,9 +46,10 @@ def load(path: AnyPath = 'pretrained') -> 'Pretrained':
   """Loads a codec: the packaged one, a released one, or the newest checkpoint (EMA weights) of a run.
 
   Args:
-    path: the run's workdir or a folder that `python -m affectcodec_jax release` made; 'pretrained' is the
-      packaged codec. 'org/name', where there is no folder 'org', is such a folder on the Hugging Face Hub,
-      fetched once (needs huggingface_hub).
+    path: the run's workdir or a folder that `python -m affectcodec_jax release` made, or the address of
+      either in a bucket (`gs://…`, needs affectcodec_jax[gcs]); 'pretrained' is the packaged codec.
+      'org/name', where there is no folder 'org', is such a folder on the Hugging Face Hub, fetched once
+      (needs huggingface_hub).
 
   Returns:
     A `Pretrained` codec.
@@ -64,6 +65,8 @@ def load(path: AnyPath = 'pretrained') -> 'Pretrained':
   if not isinstance(path, (str, os.PathLike)):
     raise UserError(f'load takes the name of a folder, got {type(path).__name__}')
   name, path = path, packaged.FOLDER if path == 'pretrained' else pathlib.Path(path)
+  if buckets.is_address(name):
+    path = run_files.fetch(str(name))
   if not os.path.isdir(path) and hub.is_name(name):
     path = hub.fetch(str(name))
   if not os.path.isdir(path):  # unlike Path.is_dir it knows names that are too long
@@ -75,7 +78,7 @@ def load(path: AnyPath = 'pretrained') -> 'Pretrained':
   config = load_config(path / 'config.json')
   frozen = weights.load_encoder_network(config, path)
   shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.PRNGKey(0))[0]
-  params, step = restore_ema(path, shapes)
+  params, step = restore_ema(name if buckets.is_address(name) else path, shapes)
   return _logged(Pretrained(config, params, frozen, step), path)
 
 

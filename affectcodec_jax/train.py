@@ -18,8 +18,10 @@ import sys
 import threading
 import time
 
-from affectcodec_jax.common import progress
+from affectcodec_jax.common import buckets, progress
 from affectcodec_jax.common.errors import UserError, run_command
+from affectcodec_jax.common.files import check_local
+from affectcodec_jax.common.run_files import RunFiles
 
 STOPPED_EARLY = 75  # exit status of a preempted distributed run; launch/tpu.sh starts it again
 
@@ -33,11 +35,11 @@ def _run(argv):
   from affectcodec_jax import config as config_lib
   config, workdir, init_from = config_lib.parse_args(argv, __doc__, init_from='Codec to fine-tune.')
   config_lib.validate(config)
-  if '://' in (workdir or ''):
-    raise UserError(f'{workdir}: runs are kept in folders; mount the bucket and give its path')
   if config.train.distributed and not workdir:
     raise UserError('train.distributed needs --workdir: one folder that all processes share')
-  workdir = pathlib.Path(workdir or f'runs/{time.strftime("%Y%m%d-%H%M%S")}')
+  if not buckets.is_address(workdir or ''):
+    check_local(workdir or '')
+    workdir = pathlib.Path(workdir or f'runs/{time.strftime("%Y%m%d-%H%M%S")}')
   finished = train(config, workdir, init_from)
   # A launcher of many machines must tell preemption from the end; for a person both are well.
   return 0 if finished or not config.train.distributed else STOPPED_EARLY
@@ -48,12 +50,17 @@ def train(config, workdir, init_from=None):
 
   Args:
     config: the configuration.
-    workdir: the run's folder.
+    workdir: the run's folder, or its address in a bucket.
     init_from: where the run starts anew, 'pretrained' or a released folder to start from.
 
   Returns:
     True at the last step, False if the run was asked to stop before it.
   """
+  with RunFiles(workdir) as files:
+    return _train(config, workdir, files, init_from)
+
+
+def _train(config, workdir, files, init_from):
   import jax
 
   from affectcodec_jax import config as config_lib
@@ -78,12 +85,12 @@ def train(config, workdir, init_from=None):
     except (ValueError, RuntimeError) as e:
       raise UserError(f'train.distributed: the other processes were not found ({e}); leave it False for '
                       'one process, start several by launch/local.sh, launch/tpu.sh, Slurm or MPI') from e
-  init_from = release.find(init_from) if init_from else None
+  origin, init_from = init_from, release.find(init_from) if init_from else None
   chief = jax.process_index() == 0
   say = (lambda *a: print(*a, flush=True)) if chief else (lambda *a: None)
   local_batch = parallel.local_batch_size(config)
   devices = parallel.make_parallel(config)
-  changed = _check_workdir(config, workdir)
+  changed = _check_workdir(config, workdir, files.folder)
   if changed:
     say(f'not as this run was before: {", ".join(changed)}')
   say(f'{jax.device_count()} {jax.default_backend()} device(s), batch {config.train.batch_size} x '
@@ -104,12 +111,12 @@ def train(config, workdir, init_from=None):
 
   # ---- Teacher and student ----
   # Copied into the run, which stays whole when the originals move.
-  copies = {'teacher': workdir / 'teacher.safetensors'}
+  copies = {'teacher': files.folder / 'teacher.safetensors'}
   resuming = copies['teacher'].exists()
   original = config.teacher.path or (init_from / 'teacher.safetensors' if init_from else '')
   frozen = {'teacher': weights.load_teacher(config, copies['teacher'] if resuming else original)}
   if config.teacher.student:
-    copies['student'] = workdir / 'student.safetensors'
+    copies['student'] = files.folder / 'student.safetensors'
     frozen['student'] = weights.load_student(
         config, copies['student'] if resuming else config.teacher.student)
 
@@ -131,7 +138,7 @@ def train(config, workdir, init_from=None):
     state = jax.jit(fresh, out_shardings=over)(frozen, first['audio'])
     if init_from:
       state = release.initialise(state, config, init_from)
-      say(f'starting from the codec in {init_from}')
+      say(f'starting from the codec in {origin}')
   else:
     say(f'resumed at step {int(state.step)}')
   step = int(state.step)
@@ -142,14 +149,15 @@ def train(config, workdir, init_from=None):
     for name in sorted(copies):  # the teacher last: it says that all is there
       save_params(copies[name], frozen[name])
   if chief:
-    config_lib.save_config(workdir / 'config.json', config)
-    if changed := pipeline.data_changed(workdir, source):
+    config_lib.save_config(files.folder / 'config.json', config)
+    if changed := pipeline.data_changed(files.folder, source):
       say(f'warning: {changed}')
+    files.send()
   frozen_copies = devices.place(frozen)
   state = devices.place(state)
 
   # ---- Loop ----
-  writer = logging_lib.MetricWriter(workdir, step, config.train.steps) if chief else None
+  writer = logging_lib.MetricWriter(files.folder, step, config.train.steps) if chief else None
   stop = _catch_signals(config.train.distributed)
   pending = collections.deque()  # metrics of steps still running; the loop never waits for them
   advice = (f'the last good checkpoint is in {workdir}/checkpoints; lower train.lr or look at the '
@@ -181,6 +189,9 @@ def train(config, workdir, init_from=None):
   def checkpoint(at):
     drain(0)  # never save a state whose losses were not finite
     if at not in manager.all_steps():
+      if writer:  # before it: what a run goes on from has its metrics
+        writer.flush()
+        files.send()
       checkpoints.save(manager, devices.to_save(state), iterator)
 
   def sample(at):
@@ -190,7 +201,7 @@ def train(config, workdir, init_from=None):
       drain(0)
       writer.write(at, {name: float(value) for name, value in validator(ema, frozen).items()})
     if sampler:
-      logging_lib.write_clips(workdir / 'samples' / f'step_{at:07d}', sampler(ema))
+      logging_lib.write_clips(files.folder / 'samples' / f'step_{at:07d}', sampler(ema))
 
   try:
     while step < config.train.steps:
@@ -220,14 +231,19 @@ def train(config, workdir, init_from=None):
     if writer:
       writer.close()
   say(f'checkpoint: {manager.directory}/{manager.latest_step()}')
-  if (workdir / 'samples').exists():
+  if (files.folder / 'samples').exists():
     say(f'audio:      {workdir}/samples')
   say(f'try it:     python -m affectcodec_jax encode IN.wav OUT.afc --checkpoint {workdir} --kbps 1.5')
   return step >= config.train.steps
 
 
-def _check_workdir(config, workdir):
+def _check_workdir(config, workdir, folder):
   """Creates the folder; refuses to continue a run there with another model.
+
+  Args:
+    config: the configuration.
+    workdir: where the run is, for what is said.
+    folder: where its files are.
 
   Returns:
     what else differs from the run there, as `section.name=value (was value)`.
@@ -235,9 +251,9 @@ def _check_workdir(config, workdir):
   from affectcodec_jax import config as config_lib
   from affectcodec_jax.common.files import make_folder
   from affectcodec_jax.inference import release
-  if release.is_release(workdir):
+  if release.is_release(folder):
     raise UserError(f'{workdir} holds a released codec; give another --workdir')
-  path = make_folder(workdir) / 'config.json'
+  path = make_folder(folder) / 'config.json'
   if not path.exists():
     return []
   old = config_lib.load_config(path)

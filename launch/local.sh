@@ -39,6 +39,7 @@ for ((i = 1; i <= $#; i++)); do
   esac
 done
 [[ -n $workdir ]] || die 'give --workdir: one folder that all processes share'
+[[ $workdir != *://* ]] || die "$workdir: give a folder of this machine, where these processes keep their logs"
 mkdir -p "$workdir"
 
 gpus=$(nvidia-smi --list-gpus 2> /dev/null | grep -c . || true)

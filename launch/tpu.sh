@@ -26,12 +26,13 @@ this script leaves training running; the same command attaches to it again.
   --dry-run          print every command and run none
   --help             print this
 
-TRAIN_ARGS must hold --workdir /PATH, absolute, on storage that all workers see and that outlives the
-TPU: a network file system or a mounted bucket. The TPU is not deleted when training ends: use --delete.
+TRAIN_ARGS must hold --workdir gs://BUCKET/FOLDER, or /PATH, absolute, on storage that all workers see and
+that outlives the TPU: a network file system or a mounted bucket. With gs:// anywhere in TRAIN_ARGS
+requirements-gcs.txt is installed too. The TPU is not deleted when training ends: use --delete.
 
 Example:
   launch/tpu.sh --name affect --zone us-central2-b --type v4-32 --spot -- \
-    --config configs/base.py --workdir /mnt/bucket/affect
+    --config configs/base.py --workdir gs://bucket/affect
 USAGE
 }
 
@@ -80,8 +81,8 @@ parse_args() {
     [[ $arg == --workdir=* ]] && workdir=${arg#--workdir=}
     previous=$arg
   done
-  [[ $workdir == /?* ]] ||
-    die 'training needs --workdir /PATH after --, absolute and on shared storage, to resume elsewhere'
+  [[ $workdir == /?* || $workdir == gs://?* ]] ||
+    die 'training needs --workdir /PATH (absolute, on shared storage) or gs://BUCKET/FOLDER after --, to resume elsewhere'
 }
 
 # Runs a command, or prints it in a form that a shell would take.
@@ -133,7 +134,8 @@ tpu_state() {
 }
 
 copy_and_install() {
-  local repo archive
+  local repo archive requirements=requirements.txt
+  [[ ${train_args[*]} != *gs://* ]] || requirements=requirements-gcs.txt
   repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   archive=${TMPDIR:-/tmp}/affectcodec-$name.tar.gz
   run tar -czf "$archive" -C "$repo" --exclude=./.git --exclude=__pycache__ --exclude='./.venv*' \
@@ -145,7 +147,7 @@ rm -rf ~/affectcodec && mkdir ~/affectcodec && tar -xzf ~/affectcodec.tar.gz -C 
 PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user --quiet uv
 test -x ~/env/bin/python || ~/.local/bin/uv venv --quiet --python 3.12 ~/env
 cd ~/affectcodec
-~/.local/bin/uv pip install --quiet --python ~/env/bin/python "jax[tpu]" -r requirements.txt'
+~/.local/bin/uv pip install --quiet --python ~/env/bin/python "jax[tpu]" -r '"$requirements"
 }
 
 start_training() {

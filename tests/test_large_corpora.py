@@ -245,12 +245,12 @@ def test_rows_come_back_as_they_went_in(tmp_path, cache):
 @pytest.mark.parametrize('read', [
     FolderSource, folder.list_rows, ArrayRecordSource, lambda path: pack.pack(path, 'out'),
     lambda path: pack.pack('here.jsonl', path), files.make_folder])
-def test_addresses_of_buckets_are_no_names_of_folders(tmp_path, monkeypatch, read):
-  """They were: a folder `gs:` was made, or `gs:/bucket` was not found."""
+def test_addresses_elsewhere_are_no_names_of_folders(tmp_path, monkeypatch, read):
+  """They were: a folder `s3:` was made, or `s3:/bucket` was not found."""
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'here.jsonl').write_text('{"path": "a.wav"}')
-  with pytest.raises(UserError, match='gs://bucket/speech: .* mount the bucket'):
-    read('gs://bucket/speech')
+  with pytest.raises(UserError, match='s3://bucket/speech: .* mount the bucket'):
+    read('s3://bucket/speech')
   assert [p.name for p in tmp_path.iterdir()] == ['here.jsonl']
 
 

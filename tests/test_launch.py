@@ -137,6 +137,14 @@ def test_help_names_every_option():
     assert f'--{option}' in result.stdout
 
 
+def test_a_run_in_a_bucket_brings_what_that_needs():
+  bucket = launch(*BASE, '--type', 'v4-8', '--dry-run', '--', '--workdir', 'gs://bucket/run')
+  folder = launch(*BASE, '--type', 'v4-8', '--dry-run', *TRAIN)
+  assert bucket.returncode == folder.returncode == 0, bucket.stderr
+  assert '-r requirements-gcs.txt' in bucket.stdout and '--workdir gs://bucket/run' in bucket.stdout
+  assert '-r requirements.txt' in folder.stdout and 'gcs' not in folder.stdout
+
+
 @pytest.mark.parametrize('args, message', [
     ([], '--name'),
     (['--name', 'a'], '--zone'),

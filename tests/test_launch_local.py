@@ -68,7 +68,8 @@ def test_term_reaches_all(fake):
 
 
 @pytest.mark.parametrize('args, message', [
-    (['two'], 'number of processes'), (['2', '--config', 'c.py'], 'give --workdir')])
+    (['two'], 'number of processes'), (['2', '--config', 'c.py'], 'give --workdir'),
+    (['2', '--workdir', 'gs://bucket/run'], 'gs://bucket/run: give a folder of this machine')])
 def test_local_tells_what_is_missing(fake, args, message):
   done = subprocess.run([str(LAUNCH / 'local.sh'), *args], capture_output=True, text=True, check=False)
   assert done.returncode == 2 and message in done.stderr and not (fake / 'calls').exists()

@@ -34,7 +34,7 @@ def test_every_requirements_file_is_an_extra_or_of_several():
   assert files == EXTRAS.keys() - {'tpu'} | {'parity'}
   included, _ = requirements('requirements-parity.txt')
   assert sorted(included) == ['requirements-dev.txt', 'requirements-eval.txt', 'requirements-export.txt',
-                              'requirements-lm.txt']
+                              'requirements-gcs.txt', 'requirements-lm.txt']
 
 
 def test_jax_for_tpu_is_of_the_same_versions():

@@ -4,6 +4,7 @@ import os
 import sys
 
 from affectcodec_jax.cli.command import Command, add_checkpoint, add_kbps, load
+from affectcodec_jax.common import buckets
 from affectcodec_jax.common.errors import UserError
 
 
@@ -141,7 +142,7 @@ def _stream(args):
 
 
 def _info(args):
-  if args.path == 'pretrained' or os.path.isdir(args.path):
+  if args.path == 'pretrained' or os.path.isdir(args.path) or buckets.is_address(args.path):
     import jax
     codec = load(args.path)
     c = codec.config.model

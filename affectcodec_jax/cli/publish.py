@@ -18,7 +18,7 @@ def _release(args):
   import pathlib
 
   from affectcodec_jax.training import publish
-  for path in publish.save(pathlib.Path(args.run), pathlib.Path(args.out)):
+  for path in publish.save(args.run, pathlib.Path(args.out)):
     print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
 
 

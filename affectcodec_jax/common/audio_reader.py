@@ -6,6 +6,7 @@ FFmpeg libraries that the package `av` brings. Joined files (`cat a.ogg b.ogg`) 
 
 import contextlib
 import functools
+import io
 import itertools
 import logging
 import os
@@ -17,6 +18,7 @@ import tempfile
 import numpy as np
 import soundfile
 
+from affectcodec_jax.common import buckets
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.joined import (
   Part,
@@ -41,6 +43,8 @@ _DAMAGE = (soundfile.SoundFileError, RuntimeError, OSError, ValueError, MemoryEr
 def open_sound(path, pipes=True):
   """Opens a file to read from and to seek in; '-' is standard input, and what a pipe holds is kept aside.
 
+  A file in a bucket is read whole.
+
   Args:
     path: the file.
     pipes: whether a pipe will do. In a data set it would be waited for, and read once only.
@@ -55,6 +59,8 @@ def open_sound(path, pipes=True):
         if sys.stdin is None:
           raise UserError('standard input is closed; give the name of a file')
         file = stack.enter_context(open(sys.stdin.fileno(), 'rb', buffering=0, closefd=False))
+      elif buckets.is_address(path):
+        file = io.BytesIO(buckets.read(path))
       else:
         if not str(path):
           raise UserError('no file is named; give the name of one')
@@ -62,7 +68,7 @@ def open_sound(path, pipes=True):
         if not (stat.S_ISREG(mode) or (pipes and stat.S_ISFIFO(mode))):
           raise UserError(f'{name}: not a regular file; give an audio file')
         file = stack.enter_context(open(path, 'rb', buffering=0))
-      mode = os.fstat(file.fileno()).st_mode
+      mode = stat.S_IFREG if buckets.is_address(path) else os.fstat(file.fileno()).st_mode
       if stat.S_ISCHR(mode):
         raise UserError(f'{name}: a device or terminal; give the name of a file, or pipe one in')
       if not stat.S_ISREG(mode):

@@ -14,9 +14,9 @@ AnyPath = str | pathlib.Path  # of a file or a folder
 
 
 def check_local(path: AnyPath) -> None:
-  """Raises a `UserError` for the address of a bucket: `pathlib` would make a folder `gs:` of it."""
+  """Raises a `UserError` for an address: `pathlib` would make a folder `gs:` of it."""
   if '://' in str(path):
-    raise UserError(f'{path}: folders and files are meant; mount the bucket and give its path')
+    raise UserError(f'{path}: a folder or file of this machine is meant here; copy it, or mount the bucket')
 
 
 def make_folder(path: AnyPath) -> pathlib.Path:

@@ -18,7 +18,7 @@ import struct
 import numpy as np
 
 from affectcodec_jax.audio import read_sound
-from affectcodec_jax.common import schemas
+from affectcodec_jax.common import buckets, schemas
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import check_local, parse_json
 from affectcodec_jax.common.joined import Part
@@ -95,6 +95,9 @@ def read_settings(folder):
   Raises:
     UserError: not there or not readable.
   """
+  if buckets.is_address(folder):  # the reader waits there for ever
+    raise UserError(f'{folder}: shards are read from a disk; copy them to one of this machine '
+                    '(gcloud storage cp -r), or train from the files themselves by data.source=folder')
   check_local(folder)
   return schemas.read(pathlib.Path(folder) / SETTINGS, schemas.Speech, _ADVICE)
 

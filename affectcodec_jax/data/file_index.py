@@ -10,6 +10,7 @@ import json
 import os
 import time
 
+from affectcodec_jax.common import buckets
 from affectcodec_jax.common.audio_reader import duration, open_sound
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import parse_json, write_whole
@@ -65,7 +66,8 @@ class FileIndex:
 
 def _place(corpus):
   folder = cache_folder('files-1')
-  name = hashlib.blake2b(os.fsencode(os.path.realpath(corpus)), digest_size=16).hexdigest()
+  corpus = corpus if buckets.is_address(corpus) else os.path.realpath(corpus)
+  name = hashlib.blake2b(os.fsencode(corpus), digest_size=16).hexdigest()
   return folder and os.path.join(folder, f'{name}.json')
 
 
@@ -84,11 +86,17 @@ def _stats(paths):
   found = []
   for path in paths:
     try:
-      stat = patiently(os.stat, path)
-      found.append([stat.st_size, stat.st_mtime_ns])
+      found.append(patiently(_stat, path))
     except (OSError, ValueError):  # ValueError: a name with a zero byte in it
       found.append(None)
   return found
+
+
+def _stat(path):
+  if buckets.is_address(path):
+    return buckets.size_and_time(path)
+  stat = os.stat(path)
+  return [stat.st_size, stat.st_mtime_ns]
 
 
 def _headers(paths):

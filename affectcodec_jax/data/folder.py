@@ -7,6 +7,7 @@ import os
 import pathlib
 
 from affectcodec_jax.audio import read_audio
+from affectcodec_jax.common import buckets
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import check_local, parse_json
 from affectcodec_jax.common.retry import patiently
@@ -26,7 +27,7 @@ class FolderSource(Recordings):
 
   Args:
     path: a directory, searched to its depths but for what is hidden (the folder of a file is its speaker;
-      links to folders elsewhere are followed), an audio file, or a
+      links to folders elsewhere are followed), an audio file, the address of one of them in a bucket, or a
       `.jsonl` manifest: one object a line with `path` (relative to the manifest) and optionally `speaker`,
       `emotion`, `corpus`, `gender`, `lang`, `text` and `split`.
     split: which split, or None for all. Where no row names one, a hash of the path decides:
@@ -40,7 +41,7 @@ class FolderSource(Recordings):
 
   def __init__(self, path, split=None, min_seconds=0.3):
     rows = list_rows(path)
-    self._root = str(path if os.path.isdir(path) else pathlib.Path(path).parent)
+    self._root = _root(path)
     index = FileIndex(path, [row['path'] for row in rows])
     problems = {}  # by path, of the files that were looked at
 
@@ -66,7 +67,7 @@ class FolderSource(Recordings):
     super().__init__(({k: v for k, v in row.items() if k != 'path'} for row in chosen), len(bad))
 
   def _read(self, i, row, start, seconds):
-    path = str(pathlib.Path(self._root, row['key']))
+    path = buckets.join(self._root, row['key'])
     return path, read_audio(path, start, seconds, pipes=False)
 
 
@@ -74,21 +75,49 @@ def list_rows(path):
   """What a folder or manifest lists, unread: dicts with `path`, `key` (the path as listed) and labels.
 
   Raises:
-    UserError: nothing there, the address of a bucket, or a malformed manifest.
+    UserError: nothing there, an address that is not of a bucket, or a malformed manifest.
   """
   if not str(path):
     raise UserError('no data is named; give a folder of audio files or a .jsonl manifest')
+  if buckets.is_address(path):
+    return _list_bucket(str(path))
   check_local(path)
   path = pathlib.Path(path)
   if os.path.isdir(path):  # unlike Path.is_dir it knows names that are too long
     return _scan(path)
   if os.path.isfile(path) and path.suffix == '.jsonl':
-    return _read_manifest(path)
+    return _read_manifest(path, lambda: path.read_text('utf-8-sig'))
   if os.path.isfile(path) and path.suffix.lower() in SUFFIXES:
     return [{'path': str(path), 'speaker': '', 'key': path.name}]
   if os.path.exists(path):
     raise UserError(f'{path}: give an audio file, a folder of them or a .jsonl manifest')
   raise UserError(f'{path}: no such folder or manifest')
+
+
+def _root(path):
+  """The folder from which the files of a folder, manifest or audio file are named."""
+  if buckets.is_address(path):
+    return path.rpartition('/')[0] if _is_listed_file(path) else path
+  return str(path if os.path.isdir(path) else pathlib.Path(path).parent)
+
+
+def _is_listed_file(address):
+  return address.lower().endswith(('.jsonl', *SUFFIXES))
+
+
+def _list_bucket(address):
+  """`list_rows` of a folder, manifest or audio file in a bucket."""
+  buckets.check(address)
+  if address.endswith('.jsonl'):
+    return _read_manifest(address, lambda: buckets.read(address).decode('utf-8-sig'))
+  if _is_listed_file(address):
+    return [{'path': address, 'speaker': '', 'key': address.rpartition('/')[2]}]
+  place = _placing(address)
+  keys = [key for key in buckets.names(address) if key.lower().endswith(SUFFIXES)
+          and not any(map(_left_out, key.split('/')))]
+  if not keys:
+    raise UserError(f'{address}: no audio file lies there')
+  return [place(key) for key in sorted(keys, key=lambda key: key.split('/'))]
 
 
 def list_split(path, split):
@@ -135,8 +164,11 @@ def _names(root, suffixes):
 
 def _entries(folder):
   with os.scandir(folder) as entries:
-    seen = (e for e in entries if not e.name.startswith('.') and e.name.lower() not in _OF_SYSTEMS)
-    return sorted(seen, key=lambda e: e.name)
+    return sorted((e for e in entries if not _left_out(e.name)), key=lambda e: e.name)
+
+
+def _left_out(name):
+  return name.startswith('.') or name.lower() in _OF_SYSTEMS
 
 
 def _is_file(entry):
@@ -163,7 +195,7 @@ def _placing(root):
 
   @functools.cache
   def of_folder(folder):
-    return str(pathlib.Path(root, folder, 'x'))[:-1], pathlib.PurePath(folder).name
+    return buckets.join(root, folder + 'x')[:-1], pathlib.PurePath(folder).name
 
   def place(key):
     cut = key.rfind('/') + 1
@@ -173,10 +205,10 @@ def _placing(root):
   return place
 
 
-def _read_manifest(path):
-  rows, place = [], _placing(path.parent)
+def _read_manifest(path, read):
+  rows, place = [], _placing(_root(path))
   try:
-    lines = patiently(path.read_text, 'utf-8-sig').split('\n')  # splitlines() would cut at U+2028
+    lines = patiently(read).split('\n')  # splitlines() would cut at U+2028
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f'{path}: cannot be read as UTF-8 text ({e})') from e
   for number, line in enumerate(lines, 1):

@@ -4,7 +4,6 @@
 """
 
 import logging
-import pathlib
 import zlib
 
 import jax
@@ -12,6 +11,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from affectcodec_jax.common import buckets
 from affectcodec_jax.common.errors import UserError
 
 ITEMS = ('state', 'ema', 'data', 'meta')
@@ -19,11 +19,12 @@ ITEMS = ('state', 'ema', 'data', 'meta')
 
 def make_reader(workdir):
   """A manager that writes nothing, not even the folder."""
-  path = pathlib.Path(workdir).absolute() / 'checkpoints'
-  if not path.is_dir():
-    raise nothing_usable(workdir)
   options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
-  return ocp.CheckpointManager(path, options=options, item_names=ITEMS)
+  with buckets.one_line(workdir):
+    path = buckets.folder(workdir) / 'checkpoints'
+    if not path.is_dir():
+      raise nothing_usable(workdir)
+    return ocp.CheckpointManager(path, options=options, item_names=ITEMS)
 
 
 def checksums(tree):

@@ -7,7 +7,6 @@ nothing is touched.
 """
 
 import logging
-import pathlib
 import shutil
 
 import grain
@@ -15,6 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
+from affectcodec_jax.common import buckets
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.inference import restore
 
@@ -22,8 +22,9 @@ from affectcodec_jax.inference import restore
 def make_manager(workdir, keep=3):
   """A manager of `workdir`/checkpoints that writes in the background and keeps the last `keep`."""
   options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-  path = pathlib.Path(workdir).absolute() / 'checkpoints'
-  return ocp.CheckpointManager(path, options=options, item_names=restore.ITEMS)
+  with buckets.one_line(workdir):
+    path = buckets.folder(workdir) / 'checkpoints'
+    return ocp.CheckpointManager(path, options=options, item_names=restore.ITEMS)
 
 
 def save(manager, state, iterator):
@@ -36,7 +37,7 @@ def save(manager, state, iterator):
     UserError: no room, or the one before could not be written.
   """
   ema, rest = state.ema, state.replace(ema=None)
-  if jax.process_index() == 0:
+  if jax.process_index() == 0 and not buckets.is_address(manager.directory):
     # Before anything is written: what Orbax does on a full disk takes minutes and hundreds of tracebacks.
     needed = sum(x.nbytes for x in jax.tree.leaves(state)) + (1 << 20)
     free = shutil.disk_usage(manager.directory).free
@@ -44,11 +45,12 @@ def save(manager, state, iterator):
       raise _not_written(manager, f'it may take {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free')
   sums = {'state': restore.checksums(rest), 'ema': restore.checksums(ema)}
   try:
-    manager.save(int(state.step), args=ocp.args.Composite(
-        state=ocp.args.StandardSave(rest),
-        ema=ocp.args.StandardSave(ema),
-        data=grain.checkpoint.CheckpointSave(iterator),
-        meta=ocp.args.JsonSave({'sums': sums})))
+    with buckets.one_line(manager.directory):
+      manager.save(int(state.step), args=ocp.args.Composite(
+          state=ocp.args.StandardSave(rest),
+          ema=ocp.args.StandardSave(ema),
+          data=grain.checkpoint.CheckpointSave(iterator),
+          meta=ocp.args.JsonSave({'sums': sums})))
   except (ValueError, OSError, RuntimeError) as e:
     raise _not_written(manager, e) from e
 
@@ -60,7 +62,8 @@ def finish(manager):
     UserError: it could not be written.
   """
   try:
-    manager.wait_until_finished()
+    with buckets.one_line(manager.directory):
+      manager.wait_until_finished()
   except (ValueError, OSError, RuntimeError) as e:
     raise _not_written(manager, e) from e
 
@@ -132,7 +135,7 @@ def restore_state(workdir, fresh):
 def _set_aside(manager, step):
   """Moves a damaged checkpoint out of the way, so that its step can be saved again."""
   if jax.process_index() == 0:
-    root = pathlib.Path(manager.directory)
+    root = buckets.folder(manager.directory)
     damaged = root.parent / 'damaged_checkpoints'
     damaged.mkdir(exist_ok=True)
     target = damaged / str(step)
@@ -140,7 +143,7 @@ def _set_aside(manager, step):
     while target.exists():
       suffix += 1
       target = damaged / f'{step}-{suffix}'
-    (root / str(step)).rename(target)
+    buckets.move(root / str(step), target)
     logging.warning('moved it to %s', target)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'checkpoint {step} is set aside')

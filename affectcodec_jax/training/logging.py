@@ -67,6 +67,10 @@ class MetricWriter:
       print(f'step {step}/{self.total}  {losses}  {scalars.get("steps_per_second", 0):.2f} steps/s'
             f'  ETA {int(eta // 60)}:{int(eta % 60):02d}', flush=True)
 
+  def flush(self):
+    """Writes what TensorBoard's writer still holds."""
+    self.board.flush()
+
   def close(self):
     self.bar.close()
     self.board.close()

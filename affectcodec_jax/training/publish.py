@@ -7,16 +7,21 @@ steps make them anew.
 """
 
 import logging
+import pathlib
 
 import numpy as np
 
+from affectcodec_jax.common import buckets, run_files
 from affectcodec_jax.common.errors import UserError
 
 README = 'README.md'
 
 
 def save(run, out):
-  """Writes the newest checkpoint of `run` to the folder `out`; returns the files' paths.
+  """Writes the newest checkpoint of `run`, a folder or the address of one, to the folder `out`.
+
+  Returns:
+    the files' paths.
 
   Raises:
     UserError: no such run, or a place that holds a run or cannot be written.
@@ -30,11 +35,12 @@ def save(run, out):
   from affectcodec_jax.training import checkpoints, model_card
   from affectcodec_jax.training.state import create_state
 
-  config = load_config(run / 'config.json')
+  files = run_files.fetch(run) if buckets.is_address(run) else pathlib.Path(run)
+  config = load_config(files / 'config.json')
   if (out / 'config.json').exists() or (out / 'checkpoints').exists():
     raise UserError(f'{out}: holds a training run; give a folder of its own for the release')
   out = make_folder(out)
-  frozen = weights.load_frozen(config, run)
+  frozen = weights.load_frozen(config, files)
   audio = np.zeros((1, 3200), np.float32)
   fresh = jax.eval_shape(lambda a: create_state(config, jax.random.PRNGKey(0), frozen, a), audio)
   state = checkpoints.restore_state(run, fresh)
