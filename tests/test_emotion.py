@@ -176,6 +176,16 @@ def test_svm_judge_learns_and_is_kept_as_numbers(tmp_path):
     judges.svm_posteriors(tmp_path)
 
 
+@pytest.mark.parametrize('kind, command', [
+    ('compact', 'teacher train, or leave teacher.path empty'), ('whisper_base', 'teacher convert whisper'),
+    ('emotion2vec_base', 'teacher convert emotion2vec')])
+def test_a_teacher_that_is_not_there_is_made_by_the_command_of_its_kind(kind, command):
+  config = get_config()
+  config.teacher.kind = kind
+  with pytest.raises(UserError, match=f'no.safetensors: no such file; make it with .*{command}$'):
+    weights.load_teacher(config, 'no.safetensors')
+
+
 def test_svm_judge_of_few_emotions():
   """Two are enough, a validation split may lack one of them, and no warning says so; one is refused."""
   pytest.importorskip('sklearn')
