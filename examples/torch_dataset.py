@@ -104,7 +104,10 @@ def make_decoder(path):
   Args:
     path: decoder.onnx of an export.
   """
-  session = require_extra('onnxruntime', extras='requirements-export.txt').InferenceSession(str(path))
+  onnxruntime = require_extra('onnxruntime', extras='requirements-export.txt')
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = 3  # no warnings of initializers that no node reads
+  session = onnxruntime.InferenceSession(str(path), options)
   stages = session.get_inputs()[0].shape[1]
 
   def decode(codes):

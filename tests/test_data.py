@@ -244,9 +244,11 @@ def test_tfds_reads_a_prepared_set(tmp_path, stock):
 
 def test_tfds_messages(tmp_path):
   pytest.importorskip('tensorflow_datasets')
-  from affectcodec_jax.data.tfds import TfdsSource
+  from affectcodec_jax.data.tfds import TfdsSource, prepare
   with pytest.raises(UserError, match='no such data set'):
     TfdsSource('no_such_set_at_all', 'train', tmp_path)
+  with pytest.raises(UserError, match='no such data set in tensorflow_datasets$'):
+    prepare('no_such_set_at_all', tmp_path)
   with pytest.raises(UserError, match='python -m affectcodec_jax prepare crema_d'):
     TfdsSource('crema_d', 'train', tmp_path)
   with pytest.raises(UserError, match='data.tfds_name'):

@@ -1,10 +1,14 @@
 """The README and the documentation site: every page has its place, every link in them leads somewhere."""
 
+import importlib
 import json
 import pathlib
 import re
 
 import pytest
+
+from affectcodec_jax.emotion import teachers
+from affectcodec_jax.models import context
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / 'docs'
@@ -49,6 +53,19 @@ def test_the_readmes_tables_are_what_its_logs_say():
       assert abs(scores[metric]['mean'] - shown) <= 0.005 + 1e-6, (line, metric)
       checked += 1
   assert checked == 3 * 9 + 5 * 7
+
+
+def test_the_latencies_are_those_of_the_configurations():
+  """The first table of docs/streaming.md, by their contexts: chunks of 10 frames, whole lookahead."""
+  rows = re.findall(r'^\| `(configs/\w+)\.py`[^|]*\|(.+)\|$', (DOCS / 'streaming.md').read_text(), re.M)
+  assert [name for name, _ in rows] == ['configs/lite', 'configs/base', 'configs/paper']
+  for name, cells in rows:
+    config = importlib.import_module(name.replace('/', '.')).get_config()
+    encoder, decoder = context.encoder_context(config.model), context.decoder_context(config.model)
+    emotion = teachers.emotion_context(config, {})
+    latencies = 20 * (10 + max(encoder, emotion)), 20 * (10 + decoder - 1)
+    shown = [int(n) for n in re.findall(r'\d+', cells)]
+    assert shown == [encoder, emotion, decoder, *latencies, sum(latencies)], name
 
 
 @pytest.mark.parametrize('page', [README, *sorted(DOCS.glob('*.md'))], ids=lambda p: p.name)

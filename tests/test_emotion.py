@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +174,30 @@ def test_svm_judge_learns_and_is_kept_as_numbers(tmp_path):
   np.savez(tmp_path / 'egemaps.npz', **kept | {'train': np.array([{}], object)})  # a pickle: not read
   with pytest.raises(UserError, match='cannot be read'):
     judges.svm_posteriors(tmp_path)
+
+
+@pytest.mark.parametrize('kind, command', [
+    ('compact', 'teacher train, or leave teacher.path empty'), ('whisper_base', 'teacher convert whisper'),
+    ('emotion2vec_base', 'teacher convert emotion2vec')])
+def test_a_teacher_that_is_not_there_is_made_by_the_command_of_its_kind(kind, command):
+  config = get_config()
+  config.teacher.kind = kind
+  with pytest.raises(UserError, match=f'no.safetensors: no such file; make it with .*{command}$'):
+    weights.load_teacher(config, 'no.safetensors')
+
+
+def test_svm_judge_of_few_emotions():
+  """Two are enough, a validation split may lack one of them, and no warning says so; one is refused."""
+  pytest.importorskip('sklearn')
+  rng = np.random.default_rng(0)
+  labels = rng.permutation(np.repeat([2, 5], 30))
+  features = rng.normal(size=(60, 5)) + 4 * (labels == 5)[:, None]
+  with warnings.catch_warnings(action='error'):
+    probabilities = judges.fit_svm(features, labels, features, np.full(60, 2))(features)  # 5 is predicted
+  np.testing.assert_allclose(probabilities[:, [2, 5]].sum(axis=1), 1)
+  assert (probabilities.argmax(axis=1) == labels).mean() > 0.9  # 9 sigma apart
+  with pytest.raises(UserError, match='same emotion'):
+    judges.fit_svm(features[labels == 2], labels[labels == 2], features, labels)
 
 
 def test_fit_finds_the_minimum_and_says_when_there_is_none():

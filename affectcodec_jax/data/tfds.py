@@ -156,6 +156,8 @@ def prepare(name, data_dir=None):
   try:
     builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
     builder.download_and_prepare()
+  except tfds.core.DatasetNotFoundError as e:
+    raise UserError(f'{name}: no such data set in tensorflow_datasets') from e
   except Exception as e:  # a download can fail in as many ways as there are sets
     hint = '; to prepare this set: pip install tensorflow' if 'tensorflow' in str(e) else ''
     raise UserError(f'{name}: {_first_line(e)}{hint}') from e

@@ -112,23 +112,27 @@ def fit_svm(features, labels, valid_features, valid_labels, standardise=True):
   `[n, emotions]`: a softmax of one-against-rest scores, for comparing an original with its copy.
 
   Raises:
-    UserError: scikit-learn is not installed.
+    UserError: scikit-learn is not installed, or all `labels` are one emotion.
   """
   require_extra('sklearn', 'scikit-learn')
   import numpy as np
   from scipy.special import softmax
-  from sklearn.metrics import balanced_accuracy_score
   from sklearn.pipeline import make_pipeline
   from sklearn.preprocessing import StandardScaler
   from sklearn.svm import SVC
+  if len(np.unique(labels)) < 2:
+    raise UserError('all training clips have the same emotion; a classifier needs two')
   first = [StandardScaler()] if standardise else []
   fitted = [make_pipeline(*first, SVC(C=c, class_weight='balanced')).fit(features, labels)
             for c in (0.3, 1, 3, 10, 30)]
-  best = max(fitted, key=lambda m: balanced_accuracy_score(valid_labels, m.predict(valid_features)))
+  best = max(fitted, key=lambda m: unweighted_accuracy(valid_labels, m.predict(valid_features)))
 
   def probabilities(x):
     out = np.zeros((len(x), len(EMOTIONS)))
-    out[:, best.classes_] = softmax(best.decision_function(x), axis=1)
+    scores = best.decision_function(x)
+    if scores.ndim == 1:  # two emotions: one score, how far it is on the second one's side
+      scores = np.stack([-scores, scores], axis=1)
+    out[:, best.classes_] = softmax(scores, axis=1)
     return out
 
   return probabilities

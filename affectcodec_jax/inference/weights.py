@@ -12,7 +12,7 @@ import numpy as np
 
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.emotion.teachers import make_compact, make_student, make_teacher
+from affectcodec_jax.emotion.teachers import WHISPER, make_compact, make_student, make_teacher
 from affectcodec_jax.models.codec import init_params
 from affectcodec_jax.models.params import load_params
 
@@ -40,8 +40,10 @@ def load_teacher(config, path=''):
   """
   path = path or packaged.TEACHER
   if not os.path.exists(path):
-    raise UserError(f'{path}: no such file; train a teacher with python -m '
-                    'affectcodec_jax teacher train, or leave teacher.path empty')
+    kind = config.teacher.kind
+    how = 'train' if kind == 'compact' else f'convert {"whisper" if kind in WHISPER else "emotion2vec"}'
+    raise UserError(f'{path}: no such file; make it with python -m affectcodec_jax teacher {how}'
+                    + (', or leave teacher.path empty' if kind == 'compact' else ''))
   params = load_params(path)
   network = make_teacher(config)
   features = (jnp.zeros((1, 3200)), jnp.ones((1, 10), bool))
