@@ -33,7 +33,7 @@ def test_the_readmes_tables_are_what_its_logs_say():
   sound = ('pesq', 'estoi', 'visqol', 'f0_correlation', 'speaker_resemblyzer')
   judges = ('network_agreement', 'svm_agreement')
   logs = {name: json.loads((DOCS / 'logs' / 'evaluation' / name).read_text())['systems']
-          for name in ('valid-0.4.0.json', 'pretrained.json')}
+          for name in ('valid-0.5.0.json', 'pretrained.json')}
   checked = 0
   for line in README.read_text().splitlines():
     cells = [c.strip() for c in line.strip('|').split('|')]
@@ -41,7 +41,7 @@ def test_the_readmes_tables_are_what_its_logs_say():
       log, name, kbps, values = logs['pretrained.json'], codec[cells[0]], float(cells[1]), cells[2:]
       metrics = sound + judges
     elif re.fullmatch(r'[\d.]+', cells[0]):
-      log, name, kbps, values = logs['valid-0.4.0.json'], 'affectcodec', float(cells[0]), cells[1:]
+      log, name, kbps, values = logs['valid-0.5.0.json'], 'affectcodec', float(cells[0]), cells[1:]
       metrics = (*sound, 'all_agreement', *judges, 'whisper_svm_agreement')
     else:
       continue

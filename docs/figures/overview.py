@@ -19,14 +19,14 @@ NAMES = {'affectcodec': 'AffectCodec 0.1.0', 'opus': 'Opus', 'amrwb': 'AMR-WB', 
 
 
 def main():
-  """Panels over measured bit rate: release 0.1.0 and peers on test files, 0.4.0 on validation files."""
+  """Panels over measured bit rate: release 0.1.0 and peers on test files, 0.5.0 on validation files."""
   test, valid = (json.loads((LOGS / name).read_text())['systems']
-                 for name in ('pretrained.json', 'valid-0.4.0.json'))
+                 for name in ('pretrained.json', 'valid-0.5.0.json'))
   figure, panels = plt.subplots(1, len(PANELS), figsize=(12, 3.7), constrained_layout=True)
   for axes, (metric, heading) in zip(panels, PANELS.items()):
     for name, (colour, marker, width) in LINES.items():
       draw(axes, test, name, metric, NAMES[name], color=colour, marker=marker, linewidth=width)
-    draw(axes, valid, 'affectcodec', metric, 'AffectCodec 0.4.0 (other files: validation)', color='#d1431f',
+    draw(axes, valid, 'affectcodec', metric, 'AffectCodec 0.5.0 (other files: validation)', color='#d1431f',
          marker='o', linewidth=2.2, linestyle='--', markerfacecolor='white')
     axes.set_title(heading, fontsize=11)
     axes.set_xscale('log', base=2)
