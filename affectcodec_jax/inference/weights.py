@@ -41,8 +41,13 @@ def load_teacher(config, path=''):
   path = path or packaged.TEACHER
   if not os.path.exists(path):
     kind = config.teacher.kind
-    how = 'train' if kind == 'compact' else f'convert {"whisper" if kind in WHISPER else "emotion2vec"}'
-    raise UserError(f'{path}: no such file; make it with python -m affectcodec_jax teacher {how}'
+    if kind == 'compact':
+      how = 'python -m affectcodec_jax teacher train'
+    elif kind in WHISPER:
+      how = 'python -m affectcodec_jax teacher convert whisper'
+    else:
+      how = 'python -m affectcodec_jax teacher convert emotion2vec'
+    raise UserError(f'{path}: no such file; make it with {how}'
                     + (', or leave teacher.path empty' if kind == 'compact' else ''))
   params = load_params(path)
   network = make_teacher(config)
