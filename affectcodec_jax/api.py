@@ -65,9 +65,7 @@ def load(path: AnyPath = 'pretrained') -> 'Pretrained':
     raise UserError(no_device(e)) from e
   if not isinstance(path, (str, os.PathLike)):
     raise UserError(f'load takes the name of a folder, got {type(path).__name__}')
-  name, path = path, packaged.FOLDER if path == 'pretrained' else pathlib.Path(path)
-  if buckets.is_address(name):
-    path = run_files.fetch(str(name))
+  name, path = path, packaged.FOLDER if path == 'pretrained' else run_files.local(path)
   if not os.path.isdir(path) and hub.is_name(name):
     path = hub.fetch(str(name))
   if not os.path.isdir(path):  # unlike Path.is_dir it knows names that are too long

@@ -8,18 +8,21 @@ import tempfile
 
 from affectcodec_jax.common import buckets
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.common.files import check_length
+from affectcodec_jax.common.files import AnyPath, check_length
 
 _READ = ('.json', '.jsonl', '.safetensors')  # what a start needs of them
 _temporary = []  # folders that go with this process
 
 
-def fetch(address: str) -> pathlib.Path:
-  """A temporary folder with the files that lie right below `address`, until this process ends.
+def local(path: AnyPath) -> pathlib.Path:
+  """A folder as a `Path`; of an address a temporary one with its files, until this process ends.
 
   Raises:
-    UserError: as `check`; nothing lies there.
+    UserError: of an address as `check`; nothing lies there.
   """
+  if not buckets.is_address(path):
+    return pathlib.Path(path)
+  address = str(path)
   buckets.check(address)
   _temporary.append(tempfile.TemporaryDirectory(prefix='affectcodec-'))
   target = pathlib.Path(_temporary[-1].name)

@@ -14,7 +14,7 @@ OUT then goes wherever a run goes for using the codec, and into `train --init_fr
 import json
 import pathlib
 
-from affectcodec_jax.common import buckets, packaged, run_files
+from affectcodec_jax.common import packaged, run_files
 from affectcodec_jax.common.errors import UserError
 
 CONFIG, CODEC, DISCRIMINATOR = 'codec.json', 'codec.safetensors', 'discriminator.safetensors'
@@ -26,8 +26,7 @@ def find(name):
   Raises:
     UserError: it holds no released codec.
   """
-  path = (packaged.FOLDER if name == 'pretrained' else
-          run_files.fetch(name) if buckets.is_address(name) else pathlib.Path(name))
+  path = packaged.FOLDER if name == 'pretrained' else run_files.local(name)
   if not is_release(path):
     raise UserError(f'--init_from {name}: not a released codec (no {CONFIG} there); make one by '
                     'python -m affectcodec_jax release RUN OUT')

@@ -7,11 +7,10 @@ steps make them anew.
 """
 
 import logging
-import pathlib
 
 import numpy as np
 
-from affectcodec_jax.common import buckets, run_files
+from affectcodec_jax.common import run_files
 from affectcodec_jax.common.errors import UserError
 
 README = 'README.md'
@@ -35,7 +34,7 @@ def save(run, out):
   from affectcodec_jax.training import checkpoints, model_card
   from affectcodec_jax.training.state import create_state
 
-  files = run_files.fetch(run) if buckets.is_address(run) else pathlib.Path(run)
+  files = run_files.local(run)
   config = load_config(files / 'config.json')
   if (out / 'config.json').exists() or (out / 'checkpoints').exists():
     raise UserError(f'{out}: holds a training run; give a folder of its own for the release')
