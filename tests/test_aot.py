@@ -87,6 +87,14 @@ def test_what_cannot_be_compiled_is_said_in_one_line(words, message, capsys):
   assert message in error and '\n' not in error
 
 
+@pytest.mark.parametrize('topology, chips', [
+    ('v4:2x2x4', 16), ('v5e:4x4', 16), ('v5p:2x2x2', 8), ('v6e:2x2', 4)])
+def test_a_device_is_a_chip(topology, chips):
+  """Also on v4, whose chips have two cores: bounds and memory are a chip's."""
+  pytest.importorskip('libtpu', reason="the TPU's compiler is not installed: pip install 'jax[tpu]'")
+  assert len(aot.slice_of(topology)) == chips
+
+
 def test_a_small_step_compiles_for_a_tpu(one_mel_scale):
   """By the TPU's own compiler, for four chips that are not here; with the least effort, half a minute."""
   pytest.importorskip('libtpu', reason="the TPU's compiler is not installed: pip install 'jax[tpu]'")

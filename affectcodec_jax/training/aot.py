@@ -90,8 +90,10 @@ def slice_of(topology):
   os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true',
                  'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4'}
   jax.config.update('jax_platforms', 'cpu')  # whatever else is here is not asked for
+  # A v4 chip's two cores run as one device, as later chips' do by themselves.
+  options = {'chip_config_name': 'megacore'} if kind == 'v4' else {}
   try:
-    return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
+    return topologies.get_topology_desc(platform='tpu', topology_name=topology, **options).devices
   except (RuntimeError, ValueError) as e:
     raise UserError(f'--topology {topology}: {one_line(e)}') from e
 
