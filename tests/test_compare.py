@@ -53,6 +53,14 @@ def test_differences_pair_files(tmp_path, capsys):
   np.testing.assert_allclose(differences['PESQ-WB'][0], pesq[0, 1:].astype(float).mean())
 
 
+def test_of_four_speakers_no_verdict_is_given(tmp_path, capsys):
+  """The same difference for every file, and still no interval: four speakers have 35 draws."""
+  write(tmp_path / 'files.csv', np.stack([np.full(16, 3.0), np.full(16, 2.0)]), np.zeros((2, 16)))
+  assert cli.main(['compare', str(tmp_path / 'files.csv'), 'a', 'b']) == 0
+  said = capsys.readouterr().out
+  assert '| PESQ-WB | 3 | 2 | +1 | too few speakers to tell (4) |' in said and 'better' not in said
+
+
 def test_mistakes_get_one_line(tmp_path, capsys):
   write(tmp_path / 'files.csv', np.ones((2, 4)), np.ones((2, 4)))
   for args, message in (((tmp_path / 'files.csv', 'a', 'c'), 'it has original, a, b'),

@@ -1,7 +1,7 @@
 // A static file server on loopback: `node serve.js [PORT]` serves dist/. Any other does as well.
 
 import { createServer } from 'node:http';
-import { readFile } from 'node:fs/promises';
+import { access, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -31,5 +31,9 @@ export async function serve(port = 0) {
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  await access(path.join(ROOT, 'index.html')).catch(() => {
+    console.error('error: there is no dist/ to serve; make it by `npm run build`');
+    process.exit(2);
+  });
   console.log((await serve(Number(process.argv[2] ?? 8000))).url);
 }

@@ -2,7 +2,7 @@
 
 A row a metric: the mean of each, and their difference with its 95 % interval, by drawing speakers:
 both systems of a draw on the same files, so what makes a file hard does not widen it. `better` and `worse`
-are said of the first system where the interval leaves zero out.
+are said of the first system where the interval leaves zero out, and of enough speakers.
 """
 
 import csv
@@ -11,7 +11,7 @@ import numpy as np
 
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.evaluation.statistics import Speakers
-from affectcodec_jax.evaluation.summary import COLUMNS
+from affectcodec_jax.evaluation.summary import COLUMNS, FEWEST
 
 
 def read_files(path, label):
@@ -37,7 +37,7 @@ def compare(path, first, second):
   """[(metric's heading, first's mean, second's, difference or None)] of two systems, by their labels.
 
   Means are over the files that both have a score of. The difference is first minus second, {'mean', 'low',
-  'high', 'sign'}, with sign +1 where more is better.
+  'high', 'sign', 'speakers'}, with sign +1 where more is better and the number of speakers in it.
 
   Raises:
     UserError: as `read_files`, no file in common, or a score that is not a number.
@@ -79,17 +79,19 @@ def compare(path, first, second):
 def _difference(speakers, drawn, sign):
   """Means of both, and the interval of the first minus the second."""
   between = speakers.interval(drawn[0] - drawn[1])
-  return drawn[0][0], drawn[1][0], between and between | {'sign': sign}
+  return drawn[0][0], drawn[1][0], between and between | {'sign': sign, 'speakers': speakers.count}
 
 
 def table(results, first, second):
-  """Markdown of `compare`'s results."""
+  """Markdown of `compare`'s results; without intervals where so few speakers would have misleading ones."""
   lines = [f'| | {first} | {second} | difference | |', '|---|---|---|---|---|']
   for heading, a, b, d in results:
     if d is None:
       continue
     ends = d['sign'] * d['low'], d['sign'] * d['high']
     said = 'better' if min(ends) > 0 else 'worse' if max(ends) < 0 else ''
-    lines.append(f'| {heading} | {a:.4g} | {b:.4g} | {d["mean"]:+.3g} [{d["low"]:+.3g}, {d["high"]:+.3g}] '
-                 f'| {said} |')
+    within = f' [{d["low"]:+.3g}, {d["high"]:+.3g}]'
+    if d['speakers'] < FEWEST:
+      within, said = '', f'too few speakers to tell ({d["speakers"]})'
+    lines.append(f'| {heading} | {a:.4g} | {b:.4g} | {d["mean"]:+.3g}{within} | {said} |')
   return '\n'.join(lines)
