@@ -59,8 +59,9 @@ def open_sound(path, pipes=True):
         if sys.stdin is None:
           raise UserError('standard input is closed; give the name of a file')
         file = stack.enter_context(open(sys.stdin.fileno(), 'rb', buffering=0, closefd=False))
+        mode = os.fstat(file.fileno()).st_mode
       elif buckets.is_address(path):
-        file = io.BytesIO(buckets.read(path))
+        file, mode = io.BytesIO(buckets.read(path)), stat.S_IFREG
       else:
         if not str(path):
           raise UserError('no file is named; give the name of one')
@@ -68,7 +69,6 @@ def open_sound(path, pipes=True):
         if not (stat.S_ISREG(mode) or (pipes and stat.S_ISFIFO(mode))):
           raise UserError(f'{name}: not a regular file; give an audio file')
         file = stack.enter_context(open(path, 'rb', buffering=0))
-      mode = stat.S_IFREG if buckets.is_address(path) else os.fstat(file.fileno()).st_mode
       if stat.S_ISCHR(mode):
         raise UserError(f'{name}: a device or terminal; give the name of a file, or pipe one in')
       if not stat.S_ISREG(mode):
