@@ -71,6 +71,16 @@ def _streaming_options(p):
   p.add_argument('--out', required=True, help='folder for quality.json')
 
 
+def _renderer_options(p):
+  add_checkpoint(p)
+  p.add_argument('--data', required=True, help='a directory or a .jsonl manifest')
+  p.add_argument('--split', default='valid', help="which split of it (default 'valid')")
+  p.add_argument('--limit', type=int, default=24, help='so many files, evenly spread (default 24)')
+  p.add_argument('--seconds', type=float, default=2.4, help='of the beginning of each (default 2.4)')
+  p.add_argument('--steps', type=int, default=250, help='of the fit (default 250)')
+  p.add_argument('--out', required=True, help='folder for renderer.json')
+
+
 def _token_emotion_options(p):
   add_checkpoint(p)
   p.add_argument('--data', required=True, help='a manifest with emotions, speakers and splits')
@@ -89,6 +99,11 @@ def _run(name):
 def _streaming(args):
   from affectcodec_jax.analysis.streaming import score_streams
   score_streams(args)
+
+
+def _renderer(args):
+  from affectcodec_jax.analysis.renderer import score_renderer
+  score_renderer(args)
 
 
 def _token_emotion(args):
@@ -130,6 +145,14 @@ whole's codes. Frames are lost independently, the same ones for both ways of fil
 OUT/quality.json and prints a table, means over clips: mel distance and STOI to the original, and how far
 the emotion by the packaged judge is from that of the original (total variation of its posteriors).
 Needs requirements-eval.txt."""),
+    'analyse renderer': Command(
+        "where sound is lost: in rounding, in the networks, or in the decoder's source and filters",
+        'analyse renderer --data SPEECH/manifest.jsonl --out runs/renderer', _renderer_options,
+        _renderer, """\
+The same clips decoded from rounded codes and from unrounded ones, and with gains and phases of the
+decoder's filters fitted to each clip by the mel loss, at the pitch the codec decodes. Writes
+OUT/renderer.json and prints a table, means over clips: mel distance, and PESQ-WB, ESTOI and ViSQOL where
+their packages are installed (requirements-eval.txt). Lite backbone."""),
     'analyse token_emotion': Command(
         "makes a codec's predictor of emotion from tokens, and scores it",
         'analyse token_emotion --data SPEECH/manifest.jsonl --out token_emotion.safetensors',
