@@ -95,6 +95,15 @@ def test_a_device_is_a_chip(topology, chips):
   assert len(aot.slice_of(topology)) == chips
 
 
+def test_pmap_is_lowered_for_a_tpu(one_mel_scale):
+  """For each of four chips, whose transforms are products of matrices."""
+  pytest.importorskip('libtpu', reason="the TPU's compiler is not installed: pip install 'jax[tpu]'")
+  config = tiny(lite.get_config())
+  config.train.parallel = 'pmap'
+  text = aot.lower_step(config, aot.slice_of('v5e:2x2'), False).as_text()
+  assert re.search(r'num_(replicas|partitions) = 4', text) and 'fft' not in text
+
+
 def test_a_small_step_compiles_for_a_tpu(one_mel_scale):
   """By the TPU's own compiler, for four chips that are not here; with the least effort, half a minute."""
   pytest.importorskip('libtpu', reason="the TPU's compiler is not installed: pip install 'jax[tpu]'")

@@ -76,8 +76,8 @@ def _compile(words):
   devices = aot.slice_of(topology)
   adversarial, t = config.loss.adversarial > 0, config.train
   print(f'step         {"with" if adversarial else "without"} discriminator, batch {t.batch_size} x '
-        f'{config.data.crop_seconds} s, a mesh of {len(devices)} devices of {topology}, fsdp={t.fsdp}',
-        flush=True)
+        f'{config.data.crop_seconds} s, {t.parallel} of {len(devices)} devices of {topology}, '
+        f'fsdp={t.fsdp}', flush=True)
   print('\n'.join(aot.report(config, topology, aot.compile_step(config, devices, adversarial))))
 
 

@@ -113,7 +113,7 @@ def abstract_arguments(config):
 
 
 def lower_step(config, devices, adversarial, platform='tpu'):
-  """The training step of `config` over a mesh of `devices` of `platform`, lowered, not compiled.
+  """The training step of `config` over `devices` of `platform`, lowered, not compiled.
 
   Raises:
     UserError: the batch does not divide over the devices.
@@ -123,6 +123,12 @@ def lower_step(config, devices, adversarial, platform='tpu'):
     raise UserError(f'train.batch_size={config.train.batch_size} does not divide over {len(devices)} '
                     f'devices in {config.train.accumulate} pieces; use a multiple of {pieces}')
   state, frozen, batch = abstract_arguments(config)
+  if config.train.parallel == 'pmap':
+    count = len(devices)
+    copies = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), (state, frozen))
+    parts = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((count, x.shape[0] // count, *x.shape[1:]), x.dtype), batch)
+    return parallel.pmap_train_step(config, adversarial, devices).lower(*copies, parts)
   mesh = parallel.make_mesh(config, devices)
   over = parallel.batch_sharding(mesh)
   traced = parallel.mesh_train_step(config, mesh, adversarial).trace(

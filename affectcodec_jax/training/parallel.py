@@ -79,10 +79,10 @@ def _row(scalars):
   return jnp.stack([x.reshape(()).astype(jnp.float32) for x in scalars])
 
 
-def pmap_train_step(config, adversarial):
-  """`train_step` over all devices: (replicated state, replicated teacher, split batch)."""
+def pmap_train_step(config, adversarial, devices=None):
+  """`train_step` over these devices, or all: (replicated state, replicated teacher, split batch)."""
   step = functools.partial(train_step, config=config, adversarial=adversarial, axis_name=AXIS)
-  return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,))
+  return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,), devices=devices)
 
 
 def local_batch_size(config):
