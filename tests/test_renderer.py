@@ -36,7 +36,7 @@ def test_controls_are_fitted_to_what_source_and_filters_can_say(one_mel_scale):
   distance = lambda audio: float(renderer.losses.mel_distance(
       renderer.losses.mel_targets(audio), renderer.losses.mel_targets(clip))[0])
   before = distance(np.asarray(source_filter.render(flat, source)))
-  assert distance(renderer.fit(flat, clip, 1e-5, 60)) < before / 3
+  assert distance(renderer.fit(flat, ('harmonic', 'noise', 'phase'), clip, 1e-5, 60)) < before / 3
 
 
 def test_command(lite_release, untrained, tmp_path, capsys, one_mel_scale):
@@ -49,7 +49,7 @@ def test_command(lite_release, untrained, tmp_path, capsys, one_mel_scale):
   assert cli.main([*args, '--checkpoint', str(lite_release)]) == 0
   results = json.loads((tmp_path / 'out' / 'renderer.json').read_text())
   names = [f'{m} stages, {how}' for m in (1, 2, 3) for how in ('rounded', 'not rounded')]
-  assert [row['name'] for row in results['rows']] == [*names, 'fitted']
+  assert [row['name'] for row in results['rows']] == [*names, *renderer.FITS]
   assert all(np.isfinite(row['mel']) for row in results['rows'])
   for more, message in ((['--checkpoint', str(untrained)], 'only lite has a source'),
                         (['--checkpoint', str(lite_release), '--seconds', '3'], 'give fewer --seconds')):

@@ -1,10 +1,10 @@
 """Where a source-filter codec loses its sound: in rounding, in its networks, or in its source and filters.
 
 The beginnings of the same clips, three ways: decoded from the quantiser's codes; decoded from what it would
-have rounded, with the same networks; and with what the decoder controls, gains and phases of the filters,
-fitted to each clip by the mel loss that trains the codec, at the pitch the codec decodes. Noise is drawn
-anew in every step of the fit, so that no filter learns one drawing of it. The last is far more than any
-network can know from tokens: it is a bound of what source and filters can say.
+have rounded, with the same networks; and with what the decoder controls, gains or phases of the filters or
+both, fitted to each clip by the mel loss that trains the codec, at the pitch the codec decodes. Noise is
+drawn anew in every step of the fit, so that no filter learns one drawing of it. The last is far more than
+any network can know from tokens: it is a bound of what source and filters can say.
 """
 
 import functools
@@ -23,6 +23,8 @@ from affectcodec_jax.models.codec import Codec, make_codec
 from affectcodec_jax.training import losses
 
 LEARNING_RATE = 0.03  # of the fit, falling to 0 by a cosine
+FITS = {'gains fitted': ('harmonic', 'noise'), 'phases fitted': ('phase',),
+        'gains and phases fitted': ('harmonic', 'noise', 'phase')}
 METRICS_OF_SOUND = ('spectral', 'pesq', 'stoi', 'visqol')
 COLUMNS = ('mel', 'pesq', 'estoi', 'visqol')
 
@@ -78,7 +80,8 @@ def measure(codec, audio, steps):
       latent = run('latent', run('quantize', u, rounding).values[:stages])
       rows.append(row(f'{stages} stages, {name}', np.asarray(run('synthesise', latent))))
   controls = run('controls', run('latent', run('quantize', u, 1.0).values))
-  rows.append(row('fitted', fit(controls, audio, config.loss.mel_floor, steps)))
+  for name, fields in FITS.items():
+    rows.append(row(name, fit(controls, fields, audio, config.loss.mel_floor, steps)))
   return rows
 
 
@@ -100,23 +103,24 @@ def _apply(codec, method, *args):
                                         method=methods.get(method) or getattr(Codec, method))
 
 
-def fit(controls, audio, floor, steps):
-  """Audio `[clips, samples]` of `Controls` that begin as given and are fitted to `audio` by mel loss."""
+def fit(controls, fields, audio, floor, steps):
+  """Audio `[clips, samples]` of `Controls` of which these fields are fitted to `audio` by the mel loss."""
   source = source_filter.beginning(source_filter.predicted_increments(controls.pitch))
   targets = losses.mel_targets(jnp.asarray(audio), floor)
   optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
 
-  def loss(controls, position):
-    decoded = source_filter.render(controls, source._replace(position=position))
+  def loss(free, position):
+    decoded = source_filter.render(controls._replace(**free), source._replace(position=position))
     return losses.mel_distance(losses.mel_targets(decoded, floor), targets).mean()
 
   @jax.jit
-  def step(controls, state, rng):
+  def step(free, state, rng):
     position = jax.random.randint(rng, (len(audio),), 0, 2 ** 30)  # other noise, the same pulses
-    updates, state = optimizer.update(jax.grad(loss)(controls, position), state)
-    return optax.apply_updates(controls, updates), state
+    updates, state = optimizer.update(jax.grad(loss)(free, position), state)
+    return optax.apply_updates(free, updates), state
 
-  state, rng = optimizer.init(controls), jax.random.key(0)
+  free = {name: getattr(controls, name) for name in fields}
+  state, rng = optimizer.init(free), jax.random.key(0)
   for i in range(steps):
-    controls, state = step(controls, state, jax.random.fold_in(rng, i))
-  return np.asarray(jax.jit(source_filter.render)(controls, source))
+    free, state = step(free, state, jax.random.fold_in(rng, i))
+  return np.asarray(jax.jit(source_filter.render)(controls._replace(**free), source))
