@@ -32,8 +32,7 @@ export async function serve(port = 0) {
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   await access(path.join(ROOT, 'index.html')).catch(() => {
-    console.error('error: there is no dist/ to serve; make it by `npm run build`');
-    process.exit(2);
+    console.error('there is no dist/ to serve yet; make it by `npm run build`');
   });
   console.log((await serve(Number(process.argv[2] ?? 8000))).url);
 }
