@@ -179,9 +179,9 @@ def _same_update(one, many, one_metrics, many_metrics):
     np.testing.assert_allclose(b, a, rtol=1e-2, atol=2e-4 * max(np.abs(a).max(), 1e-12))
 
 
-@pytest.mark.parametrize('kind, fsdp, accumulate', [('pmap', 1, 1), ('mesh', 2, 2)])
+@pytest.mark.parametrize('kind, fsdp, accumulate', [('pmap', 1, 1), ('pmap', 1, 2), ('mesh', 2, 2)])
 def test_n_devices_equal_one(kind, fsdp, accumulate):
-  """8 devices with whole states; with states split over 2 of them and two pieces; against one device.
+  """8 devices with whole states, in one piece and in two; with states split over 2 of them; against one.
 
   Of the backbone that compiles soonest.
   """

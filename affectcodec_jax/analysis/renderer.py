@@ -7,8 +7,6 @@ drawn anew in every step of the fit, so that no filter learns one drawing of it.
 any network can know from tokens: it is a bound of what source and filters can say.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,15 +69,19 @@ def measure(codec, audio, steps):
     return {'name': name} | {c: round(float(np.mean([s[c] for s in scores])), 4)
                              for c in COLUMNS if c in scores[0]}
 
-  config, run = codec.config, jax.jit(functools.partial(_apply, codec), static_argnums=0)
+  config, net = codec.config, make_codec(codec.config)
+  run = jax.jit(lambda method, *args: net.apply({'params': codec.params}, *args, method=method),
+                static_argnums=0)
   features = encoder_features(config, codec.frozen, jnp.asarray(audio))
-  u = run('analyse', audio, features, np.ones(features.shape[:2], bool))
+  u = run(Codec.analyse, audio, features, np.ones(features.shape[:2], bool))
+  values = {name: run(Codec.quantize, u, rounding).values
+            for name, rounding in (('rounded', 1.0), ('not rounded', 0.0))}
   rows = []
   for stages in config.rates:
-    for name, rounding in (('rounded', 1.0), ('not rounded', 0.0)):
-      latent = run('latent', run('quantize', u, rounding).values[:stages])
-      rows.append(row(f'{stages} stages, {name}', np.asarray(run('synthesise', latent))))
-  controls = run('controls', run('latent', run('quantize', u, 1.0).values))
+    for name, of_stages in values.items():
+      decoded = run(Codec.synthesise, run(Codec.latent, of_stages[:stages]))
+      rows.append(row(f'{stages} stages, {name}', np.asarray(decoded)))
+  controls = run(lambda net, latent: net.decoder(latent), run(Codec.latent, values['rounded']))
   for name, fields in FITS.items():
     rows.append(row(name, fit(controls, fields, audio, config.loss.mel_floor, steps)))
   return rows
@@ -95,12 +97,6 @@ def make_metrics():
     except UserError:
       pass
   return made
-
-
-def _apply(codec, method, *args):
-  methods = {'controls': lambda net, latent: net.decoder(latent)}
-  return make_codec(codec.config).apply({'params': codec.params}, *args,
-                                        method=methods.get(method) or getattr(Codec, method))
 
 
 def fit(controls, fields, audio, floor, steps):
