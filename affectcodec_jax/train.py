@@ -122,10 +122,12 @@ def _train(config, workdir, files, init_from):
 
   # ---- State ----
   manager = checkpoints.make_manager(workdir, config.train.keep_checkpoints)
-  # Calibration must see the same clips in every process: it draws from an unsharded iterator.
+  # Calibration must see the same clips in every process: it draws from an unsharded iterator. The k-means
+  # of an RVQ needs some frames a word.
+  first_clips = 64 if config.model.quantizer == 'rvq' else min(config.train.batch_size, 16)
   first = next(pipeline.make_iterator(
-      source, config.data, batch_size=min(config.train.batch_size, 16),
-      crop_samples=config_lib.crop_samples(config), seed=config.seed))
+      source, config.data, batch_size=first_clips, crop_samples=config_lib.crop_samples(config),
+      seed=config.seed))
 
   def fresh(frozen, audio):
     return create_state(config, jax.random.PRNGKey(config.seed), frozen, audio)

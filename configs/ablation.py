@@ -13,11 +13,9 @@ from configs.lite import get_config as lite_config
 def get_config(variant='cem'):
   """Returns the configuration of one variant."""
   c = lite_config()
-  v = VARIANTS[variant]
-  c.model.quantizer = v['quantizer']
-  c.model.conditioning = v['conditioning']
-  c.loss.multi_rate = v['multi_rate']
+  c.update_from_flattened_dict(VARIANTS[variant])
   c.loss.adversarial = 0.0
+  c.data.crop_seconds = 0.96
   c.train.steps = 1000
   c.train.checkpoint_every = 200
   c.train.keep_checkpoints = 1

@@ -257,3 +257,20 @@ def test_rvq_has_the_same_interface():
   np.testing.assert_array_equal(cosine.argmax(1).reshape(2, 5), out.indices[..., 0])
   grad = jax.grad(lambda u: latent_of(module, variables, u).sum())(u)
   assert float(jnp.abs(grad).max()) > 0
+
+
+def test_rvq_starts_from_k_means_of_the_first_batch():
+  """Most of 64 words are used by points in 64 clusters, at every stage, and lie nearer than untrained ones.
+
+  Not all: k-means from random points leaves some clusters two words and some words two clusters.
+  """
+  rng = np.random.default_rng(0)
+  centres = rng.normal(size=(64, 24))
+  u = jnp.asarray(np.repeat(centres, 16, axis=0)[None] + 0.01 * rng.normal(size=(1, 1024, 24)), jnp.float32)
+  module = RVQ(dim=24, num_stages=3, codebook_size=64, codebook_dim=8)
+  variables = module.init(jax.random.key(1), u)
+  started = {'params': module.apply(variables, u, method=RVQ.calibrate)}
+  before, after = (module.apply(v, u) for v in (variables, started))
+  used = [len(np.unique(after.indices[..., k])) for k in range(3)]
+  assert min(used) >= 48, used
+  assert (np.asarray(after.commitment) < 0.5 * np.asarray(before.commitment)).all()

@@ -15,12 +15,18 @@ import threading
 from affectcodec_jax.common import workers
 from affectcodec_jax.common.errors import UserError
 
-VARIANTS = {  # each differs from the one before it by what its name says
-    'rvq': {'quantizer': 'rvq', 'multi_rate': 0.0, 'conditioning': False},
-    'full_rfsq': {'quantizer': 'full_rfsq', 'multi_rate': 0.0, 'conditioning': False},
-    'bd_rfsq': {'quantizer': 'bd_rfsq', 'multi_rate': 0.0, 'conditioning': False},
-    'multi_rate': {'quantizer': 'bd_rfsq', 'multi_rate': 1.0, 'conditioning': False},
-    'cem': {'quantizer': 'bd_rfsq', 'multi_rate': 1.0, 'conditioning': True},
+_NO_EXTRAS = {'loss.multi_rate': 0.0, 'model.conditioning': False}
+_DAC_RVQ = {  # what DAC's RVQ is known to work with, at the same rates: 10 bits a stage, 12 stages
+    'model.quantizer': 'rvq', 'rates': (3, 6, 12), 'model.num_stages': 12,
+    'model.emotion_levels': (2, 2), 'model.acoustic_levels': (4, 4, 4, 4),  # only their 1024 codes count
+    'loss.commitment': 1.5,  # DAC's 0.25 a stage, and 1 for the codebook, of 6 stages in the mean
+    'train.unquantized_steps': 0, 'train.rounding_steps': 0}  # its k-means is of the first batch
+VARIANTS = {  # fields of the configuration; each differs from the one before it by what its name says
+    'rvq': _NO_EXTRAS | _DAC_RVQ,
+    'full_rfsq': _NO_EXTRAS | {'model.quantizer': 'full_rfsq'},
+    'bd_rfsq': _NO_EXTRAS | {'model.quantizer': 'bd_rfsq'},
+    'multi_rate': {'model.quantizer': 'bd_rfsq', 'loss.multi_rate': 1.0, 'model.conditioning': False},
+    'cem': {'model.quantizer': 'bd_rfsq', 'loss.multi_rate': 1.0, 'model.conditioning': True},
 }
 
 

@@ -149,7 +149,7 @@ class Codec(nn.Module):
     return self.synthesise(latent), self.emotion_features(latent), quantized
 
   def calibrate_quantizer(self, u):
-    """Quantiser parameters fitted to a first latent (see `BDRFSQ.calibrate`)."""
+    """Quantiser parameters fitted to a first latent (see `calibrate` of each)."""
     return self.quantizer.calibrate(u)
 
 

@@ -22,7 +22,7 @@ class RVQ(nn.Module):
 
   def setup(self):
     k, d, f = self.num_stages, self.dim, self.codebook_dim
-    uniform = nn.initializers.variance_scaling(1.0, 'fan_in', 'uniform', batch_axis=(0,))
+    uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', batch_axis=(0,))  # as DAC's
     self.in_w = self.param('in_w', uniform, (k, d, f))
     self.out_w = self.param('out_w', uniform, (k, f, d))
     self.out_b = self.param('out_b', nn.initializers.zeros, (k, d))
@@ -59,6 +59,42 @@ class RVQ(nn.Module):
     """Indices `[batch, frames, m]` to values `[m, batch, frames, codebook_dim]`: the words."""
     m = indices.shape[-1]
     return jax.vmap(lambda c, i: c[i])(self.codebook[:m], jnp.moveaxis(indices, -1, 0))
+
+
+  def calibrate(self, u):
+    """Parameters whose codebooks are the k-means of a first batch's residuals, as EnCodec starts its own.
+
+    Args:
+      u: `[batch, frames, dim]`, float32.
+    """
+    params = dict(self.variables['params'])
+    residual, codebooks = u.astype(jnp.float32), []
+    for k in range(self.num_stages):
+      z = matmul('btd,df->btf', residual, self.in_w[k])
+      codebook = _k_means(z.reshape(-1, self.codebook_dim), self.codebook_size)
+      codebooks.append(codebook)
+      word = codebook[_nearest(z, codebook)]
+      residual = residual - matmul('btf,fd->btd', word, self.out_w[k]) - self.out_b[k]
+    return params | {'codebook': jnp.stack(codebooks)}
+
+
+def _k_means(z, size):
+  """`size` words for the points `[N, f]`: each begins at one, and ten times becomes the mean of its own.
+
+  Where there are fewer points than words, several words begin near the same one.
+  """
+  rng = jax.random.key(0)
+  at = jnp.arange(size) % len(z)
+  start = jax.random.permutation(rng, z)[at]
+  words = start + 0.01 * z.std(axis=0) * jax.random.normal(jax.random.fold_in(rng, 1), start.shape)
+
+  def iterate(words, _):
+    index = _nearest(z[None], words)[0]  # [N]
+    count = jnp.zeros(size).at[index].add(1.0)[:, None]
+    total = jnp.zeros_like(words).at[index].add(z)
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), words), None
+
+  return jax.lax.scan(iterate, words, length=10)[0]
 
 
 def _nearest(z, codebook):

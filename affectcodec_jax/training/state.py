@@ -57,8 +57,8 @@ def calibrate(config, params, frozen, audio):
   """Fits the path into the quantiser to a first batch of audio `[batch, samples]`.
 
   The two projections are rescaled so that U has zero mean and unit variance a channel, then the
-  quantiser's affine is fitted to it. An untrained encoder's output is some hundredths wide: without
-  this nearly every code would be the same for the first thousand steps.
+  quantiser's affine, or an RVQ's codebooks, are fitted to it. An untrained encoder's output is some
+  hundredths wide: without this nearly every code would be the same for the first thousand steps.
   """
   codec = make_codec(config)
   features = encoder_features(config, frozen, audio)
@@ -67,9 +67,7 @@ def calibrate(config, params, frozen, audio):
   names = ('to_emotion', 'to_acoustic')
   convs, u = whiten([params[name] for name in names], u)
   params = params | dict(zip(names, convs))
-  if config.model.quantizer != 'rvq':
-    params['quantizer'] = codec.apply({'params': params}, u, method=Codec.calibrate_quantizer)
-  return params
+  return params | {'quantizer': codec.apply({'params': params}, u, method=Codec.calibrate_quantizer)}
 
 
 def create_state(config, rng, frozen, audio) -> TrainState:
