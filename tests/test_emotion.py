@@ -237,6 +237,23 @@ def test_teacher_trains_and_reports(tmp_path, capsys):
   assert f'unweighted accuracy on valid: {valid["accuracy"]:.3f} over 32' in capsys.readouterr().out
 
 
+def test_judge_trains_reports_and_is_told_from_a_teacher(tmp_path, capsys):
+  args = ['teacher', 'train_judge', '--config', 'configs/judge.py', '--workdir', str(tmp_path),
+          '--config.data.num_clips=24', '--config.train.steps=30', '--config.train.batch_size=4',
+          '--config.data.crop_seconds=0.4', '--config.train.log_every=10']
+  assert cli.main(args) == 0
+  results = json.loads((tmp_path / 'results.json').read_text())
+  shown = capsys.readouterr().out
+  assert f'unweighted accuracy on valid: {results["valid"]["accuracy"]:.3f} over 32' in shown
+  losses = [json.loads(line)['loss'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  # It begins with probabilities that differ by the clip, and soon is no worse than the same for all, log 8.
+  assert losses[-1] < losses[0] and losses[-1] < 2.3
+  params = weights.load_judge(tmp_path / 'judge.safetensors')
+  assert results['parameters'] == sum(x.size for x in jax.tree.leaves(params))
+  with pytest.raises(UserError, match='a judge of python -m affectcodec_jax teacher train_judge'):
+    weights.load_judge(packaged.TEACHER)
+
+
 def test_teacher_learns_what_a_guide_hears(tmp_path):
   """Guided by the packaged one a small one comes nearer to it, and is kept without its guesses at it."""
   args = ['teacher', 'train', '--config', 'configs/teacher.py', '--workdir', str(tmp_path),

@@ -1,4 +1,4 @@
-"""Commands on emotion teachers: teacher train, distil, convert, judge."""
+"""Commands on emotion teachers and judges: teacher train, distil, convert, train_judge, judge."""
 
 from affectcodec_jax.cli.command import Command, add_config
 
@@ -19,9 +19,14 @@ def _convert_options(p):
   p.add_argument('--float16', action='store_true', help='half the size; float32 otherwise')
 
 
+def _train_judge_options(p):
+  add_config(p, 'configs/judge.py', 'runs/judge')
+
+
 def _judge_options(p):
   p.add_argument('--data', required=True, help='a manifest with emotions and splits')
   p.add_argument('--out', required=True, help='folder for results.json and what the machines are fitted to')
+  p.add_argument('--network', help='a judge.safetensors of train_judge (default: the packaged one)')
   p.add_argument('--teacher', help='a compact teacher.safetensors to score (default: the packaged one)')
 
 
@@ -54,10 +59,18 @@ def _convert(args):
     convert.convert(args.checkpoint, args.output, args.float16)
 
 
+def _train_judge(words):
+  from affectcodec_jax.config import parse_args, require
+  from affectcodec_jax.training import judge
+  config, workdir = parse_args(words, judge.__doc__)
+  require(config, judge.FIELDS, 'this configuration')
+  judge.train_judge(config, workdir or 'runs/judge')
+
+
 def _judge(args):
   from affectcodec_jax.common import packaged
   from affectcodec_jax.evaluation.emotion_judges import score_judges
-  score_judges(args.data, args.out, args.teacher or packaged.TEACHER)
+  score_judges(args.data, args.out, args.network or packaged.JUDGE, args.teacher or packaged.TEACHER)
 
 
 _SPEECH = '--config.data.source=folder --config.data.path=SPEECH/manifest.jsonl'
@@ -83,6 +96,13 @@ be named in teacher.student of a codec's configuration, WORKDIR/metrics.jsonl an
 CKPT is a PyTorch checkpoint of emotion2vec (base, or one of the plus models), or Whisper, tiny or base:
 OpenAI's PyTorch file, a PyTorch or safetensors file of transformers, or model.bin of CTranslate2. All are
 read without PyTorch and without running what they contain. OUT is for teacher.path."""),
+    'teacher train_judge': Command(
+        'trains the network that judges emotion on labelled speech',
+        f'teacher train_judge --config configs/judge.py --workdir runs/judge \\\n      {_SPEECH}',
+        _train_judge_options, _train_judge, """\
+Another network than the teacher, trained without decoded speech. Writes WORKDIR/judge.safetensors (for
+--network of 'teacher judge'), WORKDIR/metrics.jsonl, and WORKDIR/results.json with the accuracy on the
+held-out split and, where there is one, on the test split.""", takes_config=True),
     'teacher judge': Command(
         'fits and scores the emotion classifiers that are independent of the teacher',
         'teacher judge --data SPEECH/manifest.jsonl --out runs/judges', _judge_options, _judge, """\

@@ -5,6 +5,7 @@ teacher must not be scored by it.
 """
 
 from flax import linen as nn
+import jax.numpy as jnp
 
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.models.conditioning import AttentionPool
@@ -16,7 +17,10 @@ _DILATIONS = (1, 2, 4, 8, 1, 2, 4, 8)
 
 
 class Judge(nn.Module):
-  """Logits of `EMOTIONS` for `[batch, samples]`, a multiple of 320, and `mask` `[batch, samples / 320]`."""
+  """Logits of `EMOTIONS` for `[batch, samples]`, a multiple of 320.
+
+  `mask` `[batch, samples / 320]` is False on padding; none is no padding.
+  """
 
   def setup(self):
     self.stem = nn.Conv(WIDTH, (3,), strides=(2,), padding=[(0, 1)])
@@ -27,9 +31,10 @@ class Judge(nn.Module):
     self.pool = AttentionPool()
     self.head = nn.Dense(len(EMOTIONS))
 
-  def __call__(self, audio, mask):
+  def __call__(self, audio, mask=None):
     x = (log_mel(audio, _WINDOW, _HOP, _MELS) + 2.0) / 1.5  # [B, samples / 160, mels]
     x = nn.gelu(self.stem(x))  # [B, T, width]
     for conv, norm in zip(self.convs, self.norms):
       x = x + nn.gelu(conv(norm(x)))
+    mask = jnp.ones(x.shape[:2], bool) if mask is None else mask
     return self.head(self.pool(self.final_norm(x), mask))

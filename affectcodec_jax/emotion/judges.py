@@ -17,11 +17,11 @@ from affectcodec_jax.common.labels import EMOTIONS
 EGEMAPS, WHISPER = 'egemaps.npz', 'whisper_tiny.npz'  # what the machines are fitted to
 
 
-def network_judge():
-  """A function of audio `[samples]` at 16 kHz to probabilities `[emotions]`, by the packaged judge."""
+def network_judge(params=None):
+  """A function of audio `[samples]` to probabilities `[emotions]`, by the packaged network or this."""
   from affectcodec_jax.emotion.judge import Judge
   from affectcodec_jax.models.params import load_params
-  return _classifier(Judge(), load_params(packaged.JUDGE))
+  return _classifier(Judge(), load_params(packaged.JUDGE) if params is None else params)
 
 
 def packaged_teacher():

@@ -7,23 +7,24 @@ from affectcodec_jax.common.files import make_folder, write_json
 from affectcodec_jax.data.folder import FolderSource
 from affectcodec_jax.emotion import judges
 from affectcodec_jax.evaluation import statistics
+from affectcodec_jax.inference import weights
 
 _PRINCIPAL = 96  # of Whisper's 768 features: as good as all of them, and a megabyte in place of four
 
 
-def score_judges(data, out, teacher):
+def score_judges(data, out, judge, teacher):
   """Fits the machines to the features of `data` and writes the scores of all to the folder `out`.
 
   Args:
     data: a manifest with emotions and the splits train, valid and test.
     out: folder for results.json, egemaps.npz and whisper_tiny.npz.
-    teacher: a compact teacher's file.
+    judge, teacher: files of a network judge and of a compact teacher.
 
   Raises:
     UserError: a split without labelled clips, or a package that is not installed.
   """
   makers = {'egemaps_svm': judges.egemaps(), 'whisper_svm': judges.whisper_features()}
-  network, compact = judges.network_judge(), judges.compact_teacher(teacher)
+  network, compact = judges.network_judge(weights.load_judge(judge)), judges.compact_teacher(teacher)
   out = make_folder(out)
   clips, features, truth = {}, {name: {} for name in makers}, {}
   for split in ('train', 'valid', 'test'):

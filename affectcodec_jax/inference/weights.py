@@ -12,6 +12,7 @@ import numpy as np
 
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.emotion.judge import Judge
 from affectcodec_jax.emotion.teachers import WHISPER, make_compact, make_student, make_teacher
 from affectcodec_jax.models.codec import init_params
 from affectcodec_jax.models.params import load_params
@@ -59,6 +60,18 @@ def load_teacher(config, path=''):
   if config.teacher.kind == 'compact' and make_compact(params).depth != network.depth:
     raise UserError(f'{path}: a teacher of {make_compact(params).depth} layers, but teacher.depth='
                     f'{network.depth}')
+  return params
+
+
+def load_judge(path):
+  """Parameters of the network that judges emotion.
+
+  Raises:
+    UserError: not such a judge.
+  """
+  params = load_params(path)
+  shapes = jax.eval_shape(Judge().init, jax.random.PRNGKey(0), jnp.zeros((1, 3200)))['params']
+  _check_shapes(path, params, shapes, 'a judge of python -m affectcodec_jax teacher train_judge')
   return params
 
 

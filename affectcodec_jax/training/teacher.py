@@ -52,8 +52,8 @@ class Guided(nn.Module):
             guess(2 * self.dim, 'clips')(pooled))
 
 
-def _cross_entropy(logits, emotion, smoothing):
-  """Mean over the clips that have a label."""
+def cross_entropy(logits, emotion, smoothing):
+  """Mean over the clips that have a label, -1 being none: logits `[B, emotions]`, emotion `[B]`."""
   known = emotion >= 0
   labels = jnp.eye(logits.shape[-1])[jnp.maximum(emotion, 0)]
   loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, smoothing))
@@ -65,7 +65,7 @@ def label_loss(params, batch, rng, model, samples, smoothing):
   augment_rng, dropout_rng = jax.random.split(rng)
   audio = augment(batch['audio'], augment_rng, samples)
   logits = model.apply({'params': params}, audio, deterministic=False, rngs={'dropout': dropout_rng})
-  return _cross_entropy(logits, batch['emotion'], smoothing)
+  return cross_entropy(logits, batch['emotion'], smoothing)
 
 
 def guided_loss(params, batch, rng, model, frames, scale, weight, smoothing):
@@ -95,20 +95,14 @@ def guided_loss(params, batch, rng, model, frames, scale, weight, smoothing):
   frame_error = jnp.mean((guesses[0] - of_frame) ** 2, axis=-1)  # [B, T]
   frame_error = jnp.sum(frame_error * mask) / mask.sum()
   clip_error = jnp.mean((guesses[1] - of_clip) ** 2)
-  return _cross_entropy(logits, batch['emotion'], smoothing) + weight * (frame_error + clip_error)
+  return cross_entropy(logits, batch['emotion'], smoothing) + weight * (frame_error + clip_error)
 
 
 def train_teacher(config, workdir):
   """Trains, evaluates and writes the teacher that `config` describes."""
   workdir = open_workdir(workdir)
-  c = config.data
-  source = pipeline.make_source(c, c.train_split, config.seed)
-  held_out = {c.eval_split: pipeline.make_source(c, c.eval_split, config.seed)}
-  if c.source != 'synthetic':
-    try:
-      held_out['test'] = pipeline.make_source(c, 'test', config.seed)
-    except UserError:
-      pass  # a set without test speakers
+  source = pipeline.make_source(config.data, config.data.train_split, config.seed)
+  held_out = held_out_splits(config)
   model = Teacher(config.teacher.dim, config.teacher.depth, config.train.dropout)
   start = weights.load_teacher(config, config.train.start) if config.train.start else {}
   train = _train_guided if config.guide.path else _train_on_labels
@@ -117,9 +111,21 @@ def train_teacher(config, workdir):
   results = {'parameters': sum(x.size for x in jax.tree.leaves(params))}
   for split, items in held_out.items():
     results[split] = evaluate_teacher(params, items, model)
-    _report(split, results[split])
+    report(split, results[split])
   write_json(workdir / 'results.json', results)
   print(f'teacher: {workdir}/teacher.safetensors')
+
+
+def held_out_splits(config):
+  """{split: source} of what `config` holds out and, where there are test speakers, of those."""
+  c = config.data
+  held_out = {c.eval_split: pipeline.make_source(c, c.eval_split, config.seed)}
+  if c.source != 'synthetic':
+    try:
+      held_out['test'] = pipeline.make_source(c, 'test', config.seed)
+    except UserError:
+      pass  # a set without test speakers
+  return held_out
 
 
 def _train_on_labels(config, workdir, model, source, start):
@@ -165,9 +171,11 @@ def evaluate_teacher(params, source, model):
   return score(items, np.array(clean)) | {'degraded': score(items, np.array(degraded))['accuracy']}
 
 
-def _report(split, results):
-  print(f'unweighted accuracy on {split}: {results["accuracy"]:.3f} over {results["clips"]} clips, '
-        f'{results["degraded"]:.3f} when degraded; '
+def report(split, results):
+  """Prints what `judges.score` found, and the accuracy on degraded clips where there is one."""
+  degraded = f', {results["degraded"]:.3f} when degraded' if 'degraded' in results else ''
+  print(f'unweighted accuracy on {split}: {results["accuracy"]:.3f} over {results["clips"]} clips'
+        f'{degraded}; '
         + ', '.join(f'{k} {v:.3f}' for k, v in results['corpora'].items()))
   print('true \\ predicted ' + ' '.join(f'{name[:6]:>6}' for name in EMOTIONS))
   for name, row in zip(EMOTIONS, results['confusion']):
