@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 import soundfile as sf
 
 from affectcodec_jax import __main__ as cli
 from affectcodec_jax.analysis import renderer
 from affectcodec_jax.models import source_filter
+from affectcodec_jax.spectral import log_mel
 from configs.base import get_config
 from tests.conftest import tiny, untrained_release
 
@@ -39,6 +41,20 @@ def test_controls_are_fitted_to_what_source_and_filters_can_say(one_mel_scale):
   assert distance(renderer.fit(flat, ('harmonic', 'noise', 'phase'), clip, 1e-5, 60)) < before / 3
 
 
+def test_world_makes_a_steady_voice_again():
+  """Pulses at 120 Hz through two resonances: its spectrum to 3 dB, in the mean over mel bands."""
+  t = np.arange(16_000)
+  pulses = (np.floor(t * 120 / 16_000) > np.floor((t - 1) * 120 / 16_000)).astype(np.float64)
+  for hertz in (500, 1500):
+    a = 2 * 0.97 * np.cos(2 * np.pi * hertz / 16_000)
+    pulses = lfilter([1.0], [1.0, -a, 0.97 ** 2], pulses)
+  clip = (0.05 * pulses / pulses.std()).astype(np.float32)
+  copy = renderer.world_copy(clip)
+  assert copy.shape == clip.shape and copy.dtype == np.float32
+  a, b = (np.asarray(log_mel(x[None, 2000:-2000], 1024, 256, 40)).mean(axis=1) for x in (clip, copy))
+  assert np.abs(a - b).mean() < 0.15  # of log10
+
+
 def test_command(lite_release, untrained, tmp_path, capsys, one_mel_scale):
   rng = np.random.default_rng(0)
   (tmp_path / 'speech').mkdir()
@@ -49,7 +65,7 @@ def test_command(lite_release, untrained, tmp_path, capsys, one_mel_scale):
   assert cli.main([*args, '--checkpoint', str(lite_release)]) == 0
   results = json.loads((tmp_path / 'out' / 'renderer.json').read_text())
   names = [f'{m} stages, {how}' for m in (1, 2, 3) for how in ('rounded', 'not rounded')]
-  assert [row['name'] for row in results['rows']] == [*names, *renderer.FITS]
+  assert [row['name'] for row in results['rows']] == [*names, *renderer.FITS, renderer.WORLD]
   assert all(np.isfinite(row['mel']) for row in results['rows'])
   for more, message in ((['--checkpoint', str(untrained)], 'only lite has a source'),
                         (['--checkpoint', str(lite_release), '--seconds', '3'], 'give fewer --seconds')):

@@ -1,10 +1,11 @@
 """Where a source-filter codec loses its sound: in rounding, in its networks, or in its source and filters.
 
-The beginnings of the same clips, three ways: decoded from the quantiser's codes; decoded from what it would
+The beginnings of the same clips, four ways: decoded from the quantiser's codes; decoded from what it would
 have rounded, with the same networks; and with what the decoder controls, gains or phases of the filters or
 both, fitted to each clip by the mel loss that trains the codec, at the pitch the codec decodes. Noise is
 drawn anew in every step of the fit, so that no filter learns one drawing of it. The last is far more than
-any network can know from tokens: it is a bound of what source and filters can say.
+any network can know from tokens: it is a bound of what source and filters can say. And analysed and made
+again by WORLD (Morise et al. 2016), which codes nothing: what pulses and noise with smooth filters reach.
 """
 
 import jax
@@ -23,6 +24,7 @@ from affectcodec_jax.training import losses
 LEARNING_RATE = 0.03  # of the fit, falling to 0 by a cosine
 FITS = {'gains fitted': ('harmonic', 'noise'), 'phases fitted': ('phase',),
         'gains and phases fitted': ('harmonic', 'noise', 'phase')}
+WORLD = 'WORLD, nothing coded'
 METRICS_OF_SOUND = ('spectral', 'pesq', 'stoi', 'visqol')
 COLUMNS = ('mel', 'pesq', 'estoi', 'visqol')
 
@@ -84,6 +86,7 @@ def measure(codec, audio, steps):
   controls = run(lambda net, latent: net.decoder(latent), run(Codec.latent, values['rounded']))
   for name, fields in FITS.items():
     rows.append(row(name, fit(controls, fields, audio, config.loss.mel_floor, steps)))
+  rows.append(row(WORLD, np.stack([world_copy(a) for a in audio])))
   return rows
 
 
@@ -97,6 +100,17 @@ def make_metrics():
     except UserError:
       pass
   return made
+
+
+def world_copy(audio):
+  """`[samples]` as WORLD makes it of its own pitch, envelopes and aperiodicities, every 5 ms."""
+  from affectcodec_jax.data.pitch import pyworld as world
+  x = np.asarray(audio, np.float64)
+  f0, at = world.harvest(x, SAMPLE_RATE)
+  f0 = world.stonemask(x, f0, at, SAMPLE_RATE)
+  envelope, aperiodicity = world.cheaptrick(x, f0, at, SAMPLE_RATE), world.d4c(x, f0, at, SAMPLE_RATE)
+  made = world.synthesize(f0, envelope, aperiodicity, SAMPLE_RATE)[:len(x)]
+  return np.pad(made, (0, len(x) - len(made))).astype(np.float32)
 
 
 def fit(controls, fields, audio, floor, steps):
