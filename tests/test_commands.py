@@ -31,7 +31,7 @@ def test_help_lists_every_command_by_group(capsys):
     assert title in said and all(f'\n  {name} ' in said for name in commands)
   assert cli.main([]) == 2 and capsys.readouterr().err == said
   assert cli.main(['teacher', '--help']) == 0
-  assert capsys.readouterr().out.count('\n  teacher ') == 4
+  assert capsys.readouterr().out.count('\n  teacher ') == 5
   assert cli.main(['teacher']) == 2
 
 
