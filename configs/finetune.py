@@ -14,7 +14,6 @@ def get_config():
   c = lite_config()
   c.train.steps = 200
   c.train.lr = 1e-4
-  c.train.bypass_steps = c.train.full_rate_steps = 0
   c.train.unquantized_steps = c.train.rounding_steps = c.train.true_pitch_steps = 0
   c.train.checkpoint_every = 100
   c.train.sample_every = 200

@@ -250,6 +250,8 @@ def test_the_schedule_at_its_corners():
   np.testing.assert_allclose(found.true_pitch, [1, 301 / 800, 151 / 800, 1 / 800, 0], atol=1e-6)
   np.testing.assert_allclose(found.bypass, [1, 0.501, 0.351, 0.201, 0], atol=1e-6)
   np.testing.assert_allclose(found.dropout, [0, 0, 0, 0.75, 0.75])
+  config.train.update(bypass_steps=0, true_pitch_steps=0)  # never, not in the first step either
+  assert schedule(config, 0).bypass == schedule(config, 0).true_pitch == 0
 
 
 def test_only_matrices_decay():

@@ -30,20 +30,22 @@ def _judge_options(p):
   p.add_argument('--teacher', help='a compact teacher.safetensors to score (default: the packaged one)')
 
 
-def _train(words):
+def _fit(words, module, train, workdir):
+  """Trains by `train` of `module` what `words` configure; into `workdir` where they name no folder."""
   from affectcodec_jax.config import parse_args, require
+  config, given = parse_args(words, module.__doc__)
+  require(config, module.FIELDS, 'this configuration')
+  train(config, given or workdir)
+
+
+def _train(words):
   from affectcodec_jax.training import teacher
-  config, workdir = parse_args(words, teacher.__doc__)
-  require(config, teacher.FIELDS, 'this configuration')
-  teacher.train_teacher(config, workdir or 'runs/teacher')
+  _fit(words, teacher, teacher.train_teacher, 'runs/teacher')
 
 
 def _distil(words):
-  from affectcodec_jax.config import parse_args, require
   from affectcodec_jax.training import student
-  config, workdir = parse_args(words, student.__doc__)
-  require(config, student.FIELDS, 'this configuration')
-  student.distil(config, workdir or 'runs/student')
+  _fit(words, student, student.distil, 'runs/student')
 
 
 def _convert(args):
@@ -60,11 +62,8 @@ def _convert(args):
 
 
 def _train_judge(words):
-  from affectcodec_jax.config import parse_args, require
   from affectcodec_jax.training import judge
-  config, workdir = parse_args(words, judge.__doc__)
-  require(config, judge.FIELDS, 'this configuration')
-  judge.train_judge(config, workdir or 'runs/judge')
+  _fit(words, judge, judge.train_judge, 'runs/judge')
 
 
 def _judge(args):

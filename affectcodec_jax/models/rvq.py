@@ -60,22 +60,22 @@ class RVQ(nn.Module):
     m = indices.shape[-1]
     return jax.vmap(lambda c, i: c[i])(self.codebook[:m], jnp.moveaxis(indices, -1, 0))
 
-
   def calibrate(self, u):
     """Parameters whose codebooks are the k-means of a first batch's residuals, as EnCodec starts its own.
 
     Args:
       u: `[batch, frames, dim]`, float32.
     """
-    params = dict(self.variables['params'])
-    residual, codebooks = u.astype(jnp.float32), []
-    for k in range(self.num_stages):
-      z = matmul('btd,df->btf', residual, self.in_w[k])
-      codebook = _k_means(z.reshape(-1, self.codebook_dim), self.codebook_size)
-      codebooks.append(codebook)
+
+    def stage(residual, params):
+      in_w, out_w, out_b = params
+      z = matmul('btd,df->btf', residual, in_w)
+      codebook = _k_means(z.reshape(-1, self.codebook_dim), self.codebook_size)  # [B, T, f] -> [B * T, f]
       word = codebook[_nearest(z, codebook)]
-      residual = residual - matmul('btf,fd->btd', word, self.out_w[k]) - self.out_b[k]
-    return params | {'codebook': jnp.stack(codebooks)}
+      return residual - matmul('btf,fd->btd', word, out_w) - out_b, codebook
+
+    _, codebooks = jax.lax.scan(stage, u.astype(jnp.float32), (self.in_w, self.out_w, self.out_b))
+    return dict(self.variables['params']) | {'codebook': codebooks}
 
 
 def _k_means(z, size):

@@ -51,7 +51,7 @@ class Schedule(NamedTuple):
 def schedule(config, step) -> Schedule:
   """The `Schedule` of section `train` at `step`."""
   t = config.train
-  falling = lambda steps: jnp.clip(1 - step / max(steps, 1), 0.0, 1.0)
+  falling = lambda steps: jnp.clip(1 - step / steps, 0.0, 1.0) if steps else jnp.zeros(())
   return Schedule(
       rounding=jnp.clip((step + 1 - t.unquantized_steps) / max(t.rounding_steps, 1), 0.0, 1.0),
       bypass=falling(t.bypass_steps), dropout=jnp.where(step < t.full_rate_steps, 0.0, t.stage_dropout),
