@@ -120,7 +120,7 @@ def test_joined_files_of_other_kinds(tmp_path, kind):
     ('webm', 'libopus', 48000), ('mka', 'libopus', 48000), ('flv', 'aac', 16000), ('tta', 'tta', 16000),
     ('amr', 'libopencore_amrnb', 8000)])
 def test_joined_files_that_ffmpeg_reads(tmp_path, suffix, codec, rate):
-  """The end was lost, or the decoder's state of the first was heard in the second."""
+  """The end was lost, or the decoder's state of the first changed the second."""
   if codec not in av.codecs_available:
     pytest.skip(f'no encoder {codec} to make one with')
   path = encoded(tmp_path / f'a.{suffix}', sweep(2, rate=rate), codec, rate)

@@ -59,11 +59,11 @@ def flattened(x, keep):
 def test_the_judge_on_whisper_hears_voices_and_not_their_level(speech):
   """Probabilities, the same at another level but for rounding, others of another voice."""
   judge = make('whisper_svm')
-  told = np.array(judge(None, speech)['whisper_svm'])
-  assert told.shape == (len(EMOTIONS),) and abs(told.sum() - 1) < 1e-6 and (told >= 0).all()
-  np.testing.assert_allclose(judge(None, 0.1 * speech)['whisper_svm'], told, atol=1e-2)
+  posterior = np.array(judge(None, speech)['whisper_svm'])
+  assert posterior.shape == (len(EMOTIONS),) and abs(posterior.sum() - 1) < 1e-6 and (posterior >= 0).all()
+  np.testing.assert_allclose(judge(None, 0.1 * speech)['whisper_svm'], posterior, atol=1e-2)
   other = SyntheticSource(8, seed=0)[0]['audio'][:32000]
-  assert np.abs(judge(None, other)['whisper_svm'] - told).max() > 0.05
+  assert np.abs(judge(None, other)['whisper_svm'] - posterior).max() > 0.05
 
 
 # Sense +1: more is better.

@@ -65,7 +65,7 @@ def egemaps():
 
 
 def whisper_features():
-  """A function of audio `[samples]` at 16 kHz to what Whisper tiny.en hears in it, float32 `[768]`.
+  """A function of audio `[samples]` at 16 kHz to Whisper tiny.en's features of it, float32 `[768]`.
 
   Mean and deviation over time of the features after two of its four blocks, of the first six seconds at
   the codec's level.

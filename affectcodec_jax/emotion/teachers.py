@@ -1,8 +1,8 @@
-"""Which network tells the codec of emotion: the `teacher` section of a configuration.
+"""The frozen networks whose features are the codec's emotion input: the `teacher` section of a configuration.
 
-The parameters of these frozen networks travel as one tree, {'teacher': …, 'student': …}. Losses ask
-the teacher. The encoder asks the student where there is one (`teacher.student`), else the teacher;
-a codec in use holds only the one its encoder asks.
+Their parameters travel as one tree, {'teacher': …, 'student': …}. Losses use the teacher's features.
+The encoder reads the student's where there is one (`teacher.student`), else the teacher's; a codec in
+use holds only the one that its encoder reads.
 """
 
 import jax

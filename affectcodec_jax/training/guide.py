@@ -1,4 +1,4 @@
-"""Clips beside what a large network hears in them, for a small network to learn.
+"""Clips and a large network's features of them, for a small network to learn.
 
 The features are computed once, of each clip whole and clean, and lie with its audio in the run's folder:
 half a gigabyte an hour for 512 of them. Crops of both are in step: they are cut at whole frames.
@@ -69,15 +69,15 @@ def read_clips(source, config, params, folder):
     sound = at_codec_level(item['audio'])[:count * HOP_LENGTH]
     audio[start:start + count].reshape(-1)[:len(sound)] = sound
   features = np.lib.format.open_memmap(paths[1], 'w+', np.float16, (frames, config.teacher.dim))
-  for start, heard in _listen(audio, ends, config, params):
-    features[start:start + len(heard)] = heard
+  for start, found in _features(audio, ends, config, params):
+    features[start:start + len(found)] = found
   _take_out_place(features, ends)
   emotion = np.array([item['emotion'] for item in items])
   np.savez(paths[2], ends=ends, emotion=emotion, what=what)  # last: what is there is whole
   return Clips(audio, features, ends, emotion)
 
 
-def _listen(audio, ends, config, params):
+def _features(audio, ends, config, params):
   """Yields (first frame, features `[frames, dim]`) of each clip, in batches of like length."""
   apply = jax.jit(lambda audio, mask: teacher_features(config, {'teacher': params}, audio, mask))
   lengths = np.diff(ends)
@@ -91,8 +91,8 @@ def _listen(audio, ends, config, params):
     mask[:, 0] = True  # rows without a clip too: what has no frame means nothing
     for row, i in enumerate(some):
       sound[row, :lengths[i]], mask[row, :lengths[i]] = audio[ends[i]:ends[i + 1]], True
-    heard = np.asarray(apply(sound.reshape(batch, -1), mask))
-    yield from ((ends[i], heard[row, :lengths[i]]) for row, i in enumerate(some))
+    found = np.asarray(apply(sound.reshape(batch, -1), mask))
+    yield from ((ends[i], found[row, :lengths[i]]) for row, i in enumerate(some))
     order = order[len(some):]
     shown.update(len(some))
   shown.close()

@@ -1,7 +1,7 @@
-"""Trains the compact emotion teacher on labelled speech, and on what a large network hears in all speech.
+"""Trains the compact emotion teacher on labels, and on a large network's features of all speech.
 
-The large one, the guide (`guide.path`), hears clips clean and tells the compact one, which hears them
-degraded, its features of every frame, and their mean and deviation over the crop. Two linear maps guess
+The large one, the guide (`guide.path`), reads clean clips; the compact one reads them degraded and learns
+the guide's features of every frame, and their mean and deviation over the crop. Two linear maps predict
 these from the compact one's features and from what it pools of them, and are dropped afterwards.
 
 Writes WORKDIR/teacher.safetensors (point `teacher.path` of a codec's configuration at it),
@@ -86,7 +86,7 @@ def guided_loss(params, batch, rng, model, frames, scale, weight, smoothing):
   speed_rng, dropout_rng, *degrade_rngs = jax.random.split(rng, 4)
   speed = speeds(speed_rng, len(batch['audio']))
   audio = degrade(play(batch['audio'], speed, frames * HOP_LENGTH), *degrade_rngs)
-  # What the guide hears of a voice at its own speed is to be heard at any.
+  # The guide's features are of the clip as recorded: at another speed they are interpolated.
   mask = play(batch['mask'].astype(jnp.float32), speed, frames) == 1  # [B, T]
   of_frame = (play(batch['features'], speed, frames) - scale.frames[0]) / scale.frames[1]  # [B, T, dim]
   of_clip = (guide.moments(of_frame, mask) - scale.crops[0]) / scale.crops[1]  # [B, 2 dim]
