@@ -130,8 +130,8 @@ def test_a_report_of_few_says_what_it_does_not_tell(tmp_path):
   pytest.importorskip('jinja2')
   pytest.importorskip('matplotlib')
   one, many, alike = (_page_of(tmp_path, rows) for rows in (_several(1), _several(5), _several(5, (1,))))
-  expected = ('95 % bootstrap', '<small>0.', 'agreement ', 'MEDR', 'What is classified as what', 'By corpus')
-  for text in expected:
+  wanted = ('95 % bootstrap', '<small>0.', 'agreement ', 'MEDR', 'What is classified as what', 'By corpus')
+  for text in wanted:
     assert text not in one.replace(summary.limits(_several(1))[0], '') and text in many, text
   assert 'What this does not tell' in one and '1 file of 1 speaker:' in one and 'variation' in one
   assert 'What this does not tell' not in many and '5 files of 5 speakers' in many

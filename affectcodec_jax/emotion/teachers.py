@@ -1,4 +1,4 @@
-"""The frozen networks whose features are the codec's emotion input: the `teacher` section of a configuration.
+"""The frozen networks whose features the codec encodes as emotion: the `teacher` section of a config.
 
 Their parameters travel as one tree, {'teacher': …, 'student': …}. Losses use the teacher's features.
 The encoder reads the student's where there is one (`teacher.student`), else the teacher's; a codec in

@@ -17,7 +17,7 @@ from affectcodec_jax.emotion.judge import Judge
 from affectcodec_jax.emotion.judges import labelled, network_judge, score
 from affectcodec_jax.models.params import load_params
 from affectcodec_jax.training.fit import FIT_FIELDS, crops, open_workdir, save_network, train_network
-from affectcodec_jax.training.teacher import cross_entropy, held_out_splits, report
+from affectcodec_jax.training.labelled import cross_entropy, held_out_splits, report
 
 # What is needed of a configuration.
 FIELDS = {'data': ('source', 'crop_seconds'), 'train': (*FIT_FIELDS, 'label_smoothing')}

@@ -16,12 +16,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
-import optax
 
 from affectcodec_jax.common.constants import HOP_LENGTH
-from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import write_json
-from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.config import crop_samples
 from affectcodec_jax.data import pipeline
 from affectcodec_jax.data.augment import MAX_SPEED, augment, degrade, play, speeds
@@ -30,6 +27,7 @@ from affectcodec_jax.emotion.judges import labelled, padded_clip, score
 from affectcodec_jax.inference import weights
 from affectcodec_jax.training import guide
 from affectcodec_jax.training.fit import FIT_FIELDS, crops, open_workdir, save_network, train_network
+from affectcodec_jax.training.labelled import cross_entropy, held_out_splits, report
 
 # What is needed of a configuration.
 FIELDS = {'teacher': ('dim', 'depth'), 'guide': ('kind', 'dim', 'layer', 'path', 'weight'),
@@ -50,14 +48,6 @@ class Guided(nn.Module):
     guess = lambda width, name: nn.Dense(width, kernel_init=nn.initializers.zeros, name=name)
     return (self.teacher.classify(pooled, deterministic), guess(self.dim, 'frames')(features),
             guess(2 * self.dim, 'clips')(pooled))
-
-
-def cross_entropy(logits, emotion, smoothing):
-  """Mean over the clips that have a label, -1 being none: logits `[B, emotions]`, emotion `[B]`."""
-  known = emotion >= 0
-  labels = jnp.eye(logits.shape[-1])[jnp.maximum(emotion, 0)]
-  loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, smoothing))
-  return jnp.sum(loss * known) / jnp.maximum(known.sum(), 1)
 
 
 def label_loss(params, batch, rng, model, samples, smoothing):
@@ -116,18 +106,6 @@ def train_teacher(config, workdir):
   print(f'teacher: {workdir}/teacher.safetensors')
 
 
-def held_out_splits(config):
-  """{split: source} of what `config` holds out and, where there are test speakers, of those."""
-  c = config.data
-  held_out = {c.eval_split: pipeline.make_source(c, c.eval_split, config.seed)}
-  if c.source != 'synthetic':
-    try:
-      held_out['test'] = pipeline.make_source(c, 'test', config.seed)
-    except UserError:
-      pass  # a set without test speakers
-  return held_out
-
-
 def _train_on_labels(config, workdir, model, source, start):
   samples, longer = _lengths(config)
   loss_fn = functools.partial(label_loss, model=model, samples=samples,
@@ -169,14 +147,3 @@ def evaluate_teacher(params, source, model):
     clean.append(int(apply(audio, mask)))
     degraded.append(int(apply(rough(audio, *jax.random.split(jax.random.PRNGKey(i))), mask)))
   return score(items, np.array(clean)) | {'degraded': score(items, np.array(degraded))['accuracy']}
-
-
-def report(split, results):
-  """Prints what `judges.score` found, and the accuracy on degraded clips where there is one."""
-  degraded = f', {results["degraded"]:.3f} when degraded' if 'degraded' in results else ''
-  print(f'unweighted accuracy on {split}: {results["accuracy"]:.3f} over {results["clips"]} clips'
-        f'{degraded}; '
-        + ', '.join(f'{k} {v:.3f}' for k, v in results['corpora'].items()))
-  print('true \\ predicted ' + ' '.join(f'{name[:6]:>6}' for name in EMOTIONS))
-  for name, row in zip(EMOTIONS, results['confusion']):
-    print(f'{name:>16} ' + ' '.join(f'{n:>6}' for n in row))
