@@ -48,7 +48,7 @@ def load(path: AnyPath = 'pretrained') -> 'Pretrained':
 
   Args:
     path: the run's workdir or a folder that `python -m affectcodec_jax release` made, or the address of
-      either in a bucket (`gs://…`, needs affectcodec_jax[gcs]); 'pretrained' is the packaged codec.
+      either in a bucket (`gs://…`, needs requirements-gcs.txt); 'pretrained' is the packaged codec.
       'org/name', where there is no folder 'org', is such a folder on the Hugging Face Hub, fetched once
       (needs huggingface_hub).
 

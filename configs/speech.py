@@ -1,4 +1,4 @@
-"""Base on real speech: a folder of audio files or a manifest (docs in README, "Train on your own speech").
+"""Base on real speech: a folder of audio files or a manifest (docs/training.md, "On your own speech").
 
   python -m affectcodec_jax.train --config configs/speech.py --workdir runs/speech \
       --config.data.path=SPEECH/manifest.jsonl

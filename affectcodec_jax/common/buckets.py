@@ -1,4 +1,4 @@
-"""Google Cloud Storage: `gs://BUCKET/FOLDER` in the place of a folder, by gcsfs (`affectcodec_jax[gcs]`).
+"""Google Cloud Storage: `gs://BUCKET/FOLDER` in the place of a folder, by gcsfs (requirements-gcs.txt).
 
 Orbax writes checkpoints there itself. Objects cannot be appended to, so the other files of a run lie in a
 folder of this machine and are copied (`common.run_files`). A file of speech is read whole.
@@ -64,7 +64,7 @@ def _file_system(pid):
     import fsspec
     import gcsfs  # noqa: F401
   except ImportError as e:
-    raise UserError("addresses of buckets need gcsfs; pip install 'affectcodec_jax[gcs]'") from e
+    raise UserError("addresses of buckets need gcsfs; pip install -r requirements-gcs.txt") from e
   # Other processes write too, and so does tensorstore.
   fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
   return fsspec.filesystem('gcs')

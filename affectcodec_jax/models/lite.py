@@ -72,7 +72,7 @@ class LiteEncoder(nn.Module):
     block = nn.remat(ConvNeXtBlock) if self.remat else ConvNeXtBlock
     for i in range(self.depth):
       x = block(1 / self.depth, self.dtype, name=f'ConvNeXtBlock_{i}')(x)
-    # Beside the blocks a straight way for what is linear in the inputs, which is most of a spectrum.
+    # A skip past the blocks, for what is linear in the inputs, which is most of a spectrum.
     x = jnp.concatenate([nn.LayerNorm(dtype=self.dtype)(x), inputs.astype(self.dtype)], axis=-1)
     return nn.Dense(self.features, dtype=self.dtype)(x)
 

@@ -86,7 +86,7 @@ class SourceFilterDecoder(nn.Module):
     block = nn.remat(ConvNeXtBlock) if self.remat else ConvNeXtBlock
     for i in range(self.depth):
       x = block(1 / self.depth, self.dtype, name=f'ConvNeXtBlock_{i}')(x)
-    # Beside the blocks a straight way for what is linear in the latent.
+    # A skip past the blocks, for what is linear in the latent.
     x = jnp.concatenate([nn.LayerNorm(dtype=self.dtype)(x), latent.astype(self.dtype)], axis=-1)
 
     def head(name, features, bias=0.0):
