@@ -128,6 +128,8 @@ def validate(config: ConfigDict) -> None:
   if config.teacher.kind != 'compact' and not config.teacher.path:
     raise UserError(f'teacher.path is empty: {config.teacher.kind} is not in the package; convert its '
                     'checkpoint with python -m affectcodec_jax teacher convert')
+  if t.stage_start not in ('spread', 'refine'):
+    raise UserError(f"train.stage_start='{t.stage_start}'; use spread or refine")
   if t.parallel not in ('pmap', 'mesh'):
     raise UserError(f"train.parallel='{t.parallel}'; use pmap or mesh")
   if t.fsdp != 1 and t.parallel == 'pmap':

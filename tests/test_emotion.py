@@ -3,6 +3,8 @@
 import io
 import itertools
 import json
+import pathlib
+import subprocess
 import warnings
 
 import jax
@@ -10,14 +12,16 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
-import soundfile
 
 from affectcodec_jax import __main__ as cli
 from affectcodec_jax import load
 from affectcodec_jax import train as train_lib
+from affectcodec_jax.cli import program
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import make_folder, write_json
 from affectcodec_jax.common.labels import EMOTIONS
+from affectcodec_jax.config import parse_args, validate
 from affectcodec_jax.data import augment
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.emotion import judges, teachers
@@ -29,7 +33,7 @@ from affectcodec_jax.training import guide
 from affectcodec_jax.training.fit import fit
 from configs import lite
 from configs.base import get_config
-from tests.conftest import ONE_DEVICE, tiny
+from tests.conftest import tiny
 
 STUDENT_FLAGS = ['--config', 'configs/student.py', '--config.data.num_clips=24', '--config.train.steps=80',
                  '--config.train.batch_size=4', '--config.data.crop_seconds=0.4', '--config.train.lr=0.02',
@@ -237,7 +241,7 @@ def test_teacher_trains_and_reports(tmp_path, capsys):
   assert f'unweighted accuracy on valid: {valid["accuracy"]:.3f} over 32' in capsys.readouterr().out
 
 
-def test_judge_trains_reports_and_is_told_from_a_teacher(tmp_path, capsys):
+def test_judge_trains_reports_and_is_no_teacher(tmp_path, capsys):
   args = ['teacher', 'train_judge', '--config', 'configs/judge.py', '--workdir', str(tmp_path),
           '--config.data.num_clips=24', '--config.train.steps=30', '--config.train.batch_size=4',
           '--config.data.crop_seconds=0.4', '--config.train.log_every=10']
@@ -254,7 +258,7 @@ def test_judge_trains_reports_and_is_told_from_a_teacher(tmp_path, capsys):
     weights.load_judge(packaged.TEACHER)
 
 
-def test_teacher_learns_what_a_guide_hears(tmp_path):
+def test_teacher_learns_the_features_of_a_guide(tmp_path):
   """Guided by the packaged one a small one comes nearer to it, and is kept without its guesses at it."""
   args = ['teacher', 'train', '--config', 'configs/teacher.py', '--workdir', str(tmp_path),
           '--config.data.num_clips=24', '--config.train.steps=30', '--config.train.batch_size=4',
@@ -267,9 +271,12 @@ def test_teacher_learns_what_a_guide_hears(tmp_path):
   params = load_params(tmp_path / 'teacher.safetensors')
   assert teachers.make_compact(params) == Teacher(16, 2) and set(params) == set(
       Teacher(16, 2).init(jax.random.key(0), jnp.zeros((1, 3200)))['params'])
-  of_guide = ConfigDict({'teacher': {'kind': 'compact', 'dim': 160, 'layer': 3}})
-  of_guide.teacher.path = str(packaged.TEACHER)
-  clips = guide.read_clips(SyntheticSource(24, seed=0), of_guide, None, tmp_path / 'guide')  # are there
+  kept, network = tmp_path / 'guide', load_params(packaged.TEACHER)
+  of_guide = ConfigDict({'teacher': {'kind': 'compact', 'dim': 160, 'layer': 3}, 'seed': 0,
+                         'data': {'source': 'synthetic', 'train_split': 'train'}})
+  made = (kept / 'features.npy').stat().st_mtime_ns
+  clips = guide.read_clips(SyntheticSource(24, seed=0), of_guide, network, kept)  # are there
+  assert (kept / 'features.npy').stat().st_mtime_ns == made
   assert clips.features.shape == (clips.ends[-1], 160) and len(clips.emotion) == 24
   config = get_config()
   config.teacher.update(dim=16, depth=2)
@@ -338,22 +345,41 @@ def test_ablation_table_shows_means_and_spread():
   assert row.startswith('| 1.5 | rvq | 20.0 ± 10.0 | 0.0 ± 0.0 |') and row.endswith('| 0.400 ± 0.100 |')
 
 
-def test_ablation_trains_scores_and_continues(tmp_path, monkeypatch, capsys):
-  """One variant, two steps, on two files; a second call finds all of it done."""
-  for i in range(4):
-    soundfile.write(tmp_path / f'{i}.wav', SyntheticSource(4, seed=0)[i]['audio'], 16000)
-  rows = [{'path': f'{i}.wav', 'split': s, 'speaker': str(i), 'emotion': EMOTIONS[i]}
-          for i, s in enumerate(('train', 'train', 'valid', 'test'))]
-  (tmp_path / 'm.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-  monkeypatch.setenv('XLA_FLAGS', ONE_DEVICE)
-  args = ['ablate', '--data', str(tmp_path / 'm.jsonl'), '--out', str(tmp_path / 'out'), '--variants',
-          'bd_rfsq', '--metrics', 'spectral', 'network', '--seeds', '0', '--steps', '2']
-  assert cli.main(args) == 0
-  assert '| 6 | bd_rfsq |' in (tmp_path / 'out' / 'table.md').read_text()
+def test_ablation_trains_and_scores_each_run_and_continues(tmp_path, monkeypatch, capsys):
+  """Every variant and seed by commands that exist, once; other settings are another ablation.
+
+  The commands are parsed and not run: that the variants train, `test_every_config_takes_one_step` shows.
+  """
+  ran = []
+
+  def run(command, **kwargs):
+    assert command[1:3] == ['-m', 'affectcodec_jax']
+    name = command[3]
+    ran.append(name)
+    if name == 'train':
+      config, workdir = parse_args(command[3:], '')
+      validate(config)
+      (pathlib.Path(workdir) / 'step').write_text(f'{config.train.steps} {config.seed}')
+    else:
+      asked = program.make_parser(name).parse_args(command[4:])
+      step, seed = map(int, (pathlib.Path(asked.checkpoint) / 'step').read_text().split())
+      mean = {'mean': asked.limit + seed}
+      write_json(make_folder(asked.out) / 'results.json', {
+          'step': step, 'judges': ['network'],
+          'systems': {'affectcodec 6': {'system': 'affectcodec', 'kbps': 6.0, 'scores': {'mel': mean}}}})
+    return subprocess.CompletedProcess(command, 0)
+
+  monkeypatch.setattr(subprocess, 'run', run)
+  args = ['ablate', '--data', 'm.jsonl', '--out', str(tmp_path), '--variants', 'rvq', 'cem', '--metrics',
+          'spectral', 'network', '--seeds', '0', '2', '--steps', '2', '--limit']
+  assert cli.main([*args, '10']) == 0
+  assert ran == ['train', 'evaluate'] * 4
+  table = (tmp_path / 'table.md').read_text().splitlines()
+  assert [line[:11] for line in table[2:]] == ['| 6 | rvq |', '| 6 | cem |']
+  assert all(line.endswith('| 11.000 ± 1.000 |') for line in table[2:])
   capsys.readouterr()
-  made = {p: p.stat().st_mtime_ns for p in (tmp_path / 'out' / 'bd_rfsq' / '0').rglob('*') if p.is_file()}
-  assert json.loads((tmp_path / 'out' / 'bd_rfsq' / '0' / 'test' / 'results.json').read_text())['step'] == 2
-  assert cli.main(args) == 0
-  assert made == {p: p.stat().st_mtime_ns for p in made}
-  assert 'bd_rfsq, seed 0: done' in capsys.readouterr().out
-  assert cli.main([*args[:-1], '0']) == 2
+  assert cli.main([*args, '10']) == 0 and len(ran) == 8
+  assert capsys.readouterr().out.count(': done\n') == 4
+  assert cli.main([*args, '20']) == 0 and len(ran) == 16
+  assert '| 21.000 ± 1.000 |' in (tmp_path / 'table.md').read_text()
+  assert cli.main([*args, '20', '--steps', '0']) == 2

@@ -107,8 +107,9 @@ COMMANDS = {
 Ahead of time, on any host, by the TPU's own compiler (pip install 'jax[tpu]'). Prints the memory that a
 chip needs, operations, collectives, which of matrix units, memory and network bounds the step, and the time
 and chip-hours that this bound allows: by published rates of the chip, not by measurements. What does not
-fit ends in the compiler's message. The step is that of train.parallel (mesh or pmap), with the discriminator
-where loss.adversarial is above 0. It takes minutes at least (docs/scaling.md).""", takes_config=True),
+fit ends in the compiler's message. The step is that of train.parallel, mesh or pmap, with the
+discriminator where loss.adversarial is above 0. It takes minutes at least (docs/scaling.md).""",
+        takes_config=True),
     'evaluate': Command(
         'scores a codec on a set of files at every rate, beside other codecs',
         'evaluate --checkpoint runs/speech --data SPEECH/manifest.jsonl --out runs/speech/test',

@@ -5,6 +5,7 @@ keeps up with training. Tracks are kept by the content of the recording: a secon
 run, reads them. Decoding needs none of it.
 """
 
+import contextlib
 import hashlib
 import pathlib
 import warnings
@@ -12,6 +13,7 @@ import warnings
 import numpy as np
 
 from affectcodec_jax.common.constants import HIGHEST_PITCH, HOP_LENGTH, LOWEST_PITCH, SAMPLE_RATE
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import write_whole
 from affectcodec_jax.common.places import cache_folder
 
@@ -58,7 +60,8 @@ def cached_track(audio, folder):
     if len(values) == length:
       return values.astype(np.float32)
   values = track(audio).astype(np.float16)
-  write_whole(path, values.tobytes())
+  with contextlib.suppress(UserError):  # the cache is full or read-only: it is tracked again
+    write_whole(path, values.tobytes())
   return values.astype(np.float32)
 
 

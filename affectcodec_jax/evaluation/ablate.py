@@ -6,14 +6,16 @@ what is finished. Writes OUT/table.md, OUT/results.json and OUT/ablation.png; th
 OUT/VARIANT/SEED.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 import json
 import os
 import subprocess
 import sys
 import threading
 
-from affectcodec_jax.common import workers
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import make_folder, write_json, write_whole
+from affectcodec_jax.common.workers import cores
 
 _NO_EXTRAS = {'loss.multi_rate': 0.0, 'model.conditioning': False}
 _DAC_RVQ = {  # what DAC's RVQ is known to work with, at the same rates: 10 bits a stage, 12 stages
@@ -32,30 +34,22 @@ VARIANTS = {  # fields of the configuration; each differs from the one before it
 
 def ablate(args):
   """Runs what is not yet there, then writes the tables; `args` are those of the command `ablate`."""
-  from affectcodec_jax.common.files import make_folder, write_json, write_whole
   if min(args.steps, args.jobs) < 1:
     raise UserError('--steps and --jobs must be at least 1')
   out = make_folder(args.out)
   todo = [(variant, seed) for seed in args.seeds for variant in args.variants]  # a seed at a time
-  failed, lock = [], threading.Lock()
+  failed = threading.Event()
 
-  def work():
-    while not failed:
-      with lock:
-        if not todo:
-          return
-        variant, seed = todo.pop(0)
-      problem = _run_one(args, variant, seed, out / variant / str(seed))
-      if problem:
-        failed.append(problem)
+  def run(variant, seed):
+    problem = None if failed.is_set() else _run_one(args, variant, seed, out / variant / str(seed))
+    if problem:
+      failed.set()  # what has not begun does not
+    return problem
 
-  workers = [threading.Thread(target=work) for _ in range(args.jobs)]
-  for worker in workers:
-    worker.start()
-  for worker in workers:
-    worker.join()
-  if failed:
-    raise UserError(failed[0])
+  with ThreadPoolExecutor(args.jobs) as pool:
+    problems = [p for p in pool.map(run, *zip(*todo)) if p]
+  if problems:
+    raise UserError(problems[0])
   results = {variant: {seed: json.loads((out / variant / str(seed) / 'test' / 'results.json').read_text())
                        for seed in args.seeds} for variant in args.variants}
   summary = {'steps': args.steps, 'limit': args.limit, 'variants': results}
@@ -71,7 +65,7 @@ def _run_one(args, variant, seed, workdir):
   workdir.mkdir(parents=True, exist_ok=True)
   env = dict(os.environ)
   if args.jobs > 1:  # each run its share of the processors
-    threads = max(1, workers.cores() // args.jobs)
+    threads = max(1, cores() // args.jobs)
     env['XLA_FLAGS'] = (env.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
                         f' intra_op_parallelism_threads={threads}').strip()
     env['OMP_NUM_THREADS'] = str(threads)
@@ -83,8 +77,10 @@ def _run_one(args, variant, seed, workdir):
            '--peers', 'none', '--jobs', '1', '--no-report']
   if args.svm:
     score += ['--svm', args.svm]
-  done = workdir / 'test' / 'results.json'
-  if done.exists() and json.loads(done.read_text())['step'] == args.steps:
+  done, settings = workdir / 'test' / 'results.json', workdir / 'test' / 'settings.json'
+  asked = {'data': str(args.data), 'steps': args.steps, 'limit': args.limit, 'metrics': list(args.metrics),
+           'svm': str(args.svm or '')}
+  if done.exists() and settings.exists() and json.loads(settings.read_text()) == asked:
     print(f'{variant}, seed {seed}: done', flush=True)
     return None
   for command in (train, score):
@@ -96,6 +92,7 @@ def _run_one(args, variant, seed, workdir):
       return f'{variant}, seed {seed}: {command[0]} failed; see {workdir}/log.txt'
   if json.loads(done.read_text())['step'] != args.steps:  # asked to end, it saved and left
     return f'{variant}, seed {seed}: stopped before step {args.steps}; run the same command again'
+  write_json(settings, asked)
   return None
 
 

@@ -41,7 +41,8 @@ def score_judges(data, out, judge, teacher):
   predicted |= {'network': np.array([network(c['audio']).argmax() for c in test]),
                 'teacher': np.array([compact(c['audio']).argmax() for c in test])}
   results = {name: judges.score(test, p) for name, p in predicted.items()}
-  right, groups = np.array(truth['test']), statistics.speaker_groups(test)
+  right = np.array(truth['test'])
+  groups = statistics.speaker_groups([{'speaker': c['speaker'], 'file': c['name']} for c in test])
 
   def lead(i):
     return (judges.unweighted_accuracy(right[i], predicted['teacher'][i])

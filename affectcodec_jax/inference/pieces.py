@@ -119,7 +119,7 @@ class Inference:
     u_e = [[] for _ in recordings]
     parts = [[] for _ in recordings]
     context = self.emotion_context
-    if context is None and max(map(len, recordings)) > MAX_WHOLE_SECONDS * SAMPLE_RATE:
+    if context is None and max(map(len, recordings), default=0) > MAX_WHOLE_SECONDS * SAMPLE_RATE:
       raise UserError(f'longer than {MAX_WHOLE_SECONDS} s, and the teacher of this codec needs a whole '
                       'recording at once; train it with a student (python -m affectcodec_jax teacher '
                       'distil) or cut the recording')

@@ -16,6 +16,7 @@ from affectcodec_jax.common import progress
 from affectcodec_jax.common.constants import HOP_LENGTH, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import teacher_features
+from affectcodec_jax.inference import weights
 
 _MAX_FRAMES = 30 * SAMPLE_RATE // HOP_LENGTH  # of a longer clip only the beginning is learned from
 _BATCH_FRAMES = 3200  # frames that the large network reads at a time: half a gigabyte of memory
@@ -42,7 +43,7 @@ def read_clips(source, config, params, folder):
 
   Args:
     source: a source (data/pipeline.py).
-    config: a configuration whose section `teacher` describes the large network.
+    config: a configuration whose section `teacher` describes the large network; of the rest `data`, `seed`.
     params: of that.
     folder: where they are kept.
 
@@ -51,8 +52,10 @@ def read_clips(source, config, params, folder):
   """
   folder = pathlib.Path(folder)
   paths = [folder / name for name in ('audio.npy', 'features.npy', 'clips.npz')]
-  listener = [config.teacher[k] for k in ('kind', 'dim', 'layer', 'path')]
-  what = f'{len(source)} {source.digest() if hasattr(source, "digest") else ""} {listener}'
+  network = weights.fingerprint({k: config.teacher[k] for k in ('kind', 'dim', 'layer')}, params, {}).hex()
+  recordings = (source.digest() if hasattr(source, 'digest')
+                else f'{config.data.source} {config.data.train_split} {config.seed}')
+  what = f'{len(source)} {recordings} {network}'
   if all(p.exists() for p in paths):
     with np.load(paths[2]) as kept:
       if str(kept['what']) == what:
@@ -64,6 +67,7 @@ def read_clips(source, config, params, folder):
   ends = np.cumsum([0, *lengths])
   frames = int(ends[-1])  # a plain number, for the headers of the files
   folder.mkdir(parents=True, exist_ok=True)
+  paths[2].unlink(missing_ok=True)  # it says that the others are whole
   audio = np.lib.format.open_memmap(paths[0], 'w+', np.float16, (frames, HOP_LENGTH))
   for item, start, count in zip(items, ends, lengths):
     sound = at_codec_level(item['audio'])[:count * HOP_LENGTH]

@@ -7,8 +7,8 @@ _CARD = """\
 
 # {title}
 
-A 16 kHz speech codec of {rates} kbps that keeps emotion in tokens of its own (Block-Diagonal Residual FSQ,
-arXiv 2605.23373), trained with `affectcodec_jax`.
+A 16 kHz speech codec of {rates} kbps that gives emotion bits of its own in every token (Block-Diagonal
+Residual FSQ, arXiv 2605.23373), trained with `affectcodec_jax`.
 
 ```python
 import affectcodec_jax
@@ -43,7 +43,8 @@ _PACKAGED_TEACHER = """\
 _OTHER = """\
 ## Licence
 
-Not said yet: add `license:` to the metadata above, as the training data and the teacher allow."""
+Not said yet: add `license:` to the metadata above, as the training data, the teacher and the codec that
+training began from (`--init_from`) allow. The packaged codec is under CC BY-NC-SA 4.0."""
 
 _FILES = {'codec.json': 'configuration, training steps, fingerprint',
           'codec.safetensors': "the codec's parameters, averaged over steps, float16",

@@ -115,7 +115,7 @@ def _train_on_labels(config, workdir, model, source, start):
 
 def _train_guided(config, workdir, model, source, start):
   frames, longer = (samples // HOP_LENGTH for samples in _lengths(config))
-  of_guide = ConfigDict({'teacher': config.guide, 'model': config.model, 'train': config.train})
+  of_guide = ConfigDict(dict(config) | {'teacher': config.guide})
   clips = guide.read_clips(source, of_guide, weights.load_teacher(of_guide, config.guide.path),
                            workdir / 'guide')
   guided = Guided(model, config.guide.dim)
