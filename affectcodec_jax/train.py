@@ -261,14 +261,14 @@ def _check_workdir(config, workdir, folder):
   old = config_lib.load_config(path)
   before, now = (_flat(c.to_dict()) for c in (old, config))
   changed = [name for name in now if _plain(before.get(name)) != _plain(now[name])]
-  own_copy = {'teacher.path'} if config.teacher.path in ('', old.teacher.path) else set()
+  copied = {'teacher.path'} if config.teacher.path in ('', old.teacher.path) else set()
   if config.teacher.student and old.teacher.get('student'):
-    own_copy.add('teacher.student')
+    copied.add('teacher.student')
   for name in changed:
-    if name.split('.')[0] in ('model', 'discriminator', 'teacher') and name not in own_copy:
+    if name.split('.')[0] in ('model', 'discriminator', 'teacher') and name not in copied:
       raise UserError(f'{workdir} holds a run with {name}={before.get(name)}, now {now[name]}; '
                       'give another --workdir or the same value')
-  return [f'{name}={now[name]} (was {before.get(name)})' for name in changed if name not in own_copy]
+  return [f'{name}={now[name]} (was {before.get(name)})' for name in changed if name not in copied]
 
 
 def _flat(fields, prefix=''):

@@ -10,7 +10,7 @@ from affectcodec_jax.evaluation import compare
 
 def write(path, pesq, errors):
   """files.csv of an original and two systems: `pesq` and `errors` are `[2, files]`."""
-  fields = ('file', 'label', 'speaker', 'emotion', 'pesq', 'words', 'word_errors', 'net_heard',
+  fields = ('file', 'label', 'speaker', 'emotion', 'pesq', 'words', 'word_errors', 'net_predicted',
             'net_agreement')
   with open(path, 'w', newline='', encoding='utf-8') as f:
     writer = csv.DictWriter(f, fields)
@@ -18,12 +18,12 @@ def write(path, pesq, errors):
     for i in range(pesq.shape[1]):
       emotion = ('happy', 'sad')[i % 2]
       about = {'file': f'{i}.wav', 'speaker': f's{i // 4}', 'emotion': emotion, 'words': 10}
-      original = {'label': 'original', 'pesq': 4.6, 'net_heard': emotion, 'net_agreement': 1.0}
+      original = {'label': 'original', 'pesq': 4.6, 'net_predicted': emotion, 'net_agreement': 1.0}
       writer.writerow(about | original)
       for k, label in enumerate(('a', 'b')):
         predicted = 'sad' if label == 'b' else emotion  # b makes all sad
         writer.writerow(about | {'label': label, 'pesq': pesq[k, i], 'word_errors': errors[k, i],
-                                 'net_heard': predicted, 'net_agreement': float(predicted == emotion)})
+                                 'net_predicted': predicted, 'net_agreement': float(predicted == emotion)})
 
 
 def test_differences_pair_files(tmp_path, capsys):

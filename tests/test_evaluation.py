@@ -72,7 +72,7 @@ def test_judgements_need_the_original_beside_them():
           _judged('x', 'b', 2, unsure, egemaps=[2.0, 9.0, 5.0], words=6, word_errors=1)]
   assert summary.add_judgements(rows, ['j']) == ['j']
   assert [r['j_agreement'] for r in rows] == [1, 1, 1, 0]
-  assert rows[3]['j_variation'] == pytest.approx(0.6) and rows[3]['j_heard'] == 2
+  assert rows[3]['j_variation'] == pytest.approx(0.6) and rows[3]['j_predicted'] == 2
   # Spread over originals: 1, 0 (left out) and 1.
   assert rows[2]['egemaps_drift'] == pytest.approx(0.5) and rows[3]['egemaps_drift'] == pytest.approx(1.0)
   results = summary.summarise(rows, ['j'])
@@ -95,7 +95,7 @@ def test_a_file_that_fails_in_one_system_counts_in_none():
     by['original', f]['pesq'] = None  # of the original itself there is none: no failure
   by['y', '4']['pesq'] = by['y', '2']['words'] = by['x', '1']['j'] = None
   summary.add_judgements(rows, ['j'])
-  assert summary.failures(rows, ['j']) == {'pesq': {'y': 1}, 'words': {'y': 1}, 'j_heard': {'x': 1}}
+  assert summary.failures(rows, ['j']) == {'pesq': {'y': 1}, 'words': {'y': 1}, 'j_predicted': {'x': 1}}
   results = {k: r['scores'] for k, r in summary.summarise(rows, ['j']).items()}
   for system in 'xy':
     scores = results[system]

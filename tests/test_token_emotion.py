@@ -207,16 +207,17 @@ def test_effects_are_what_was_put_in():
     plain, moved = np.eye(8)[own], 0.3 * (np.eye(8)[target] - np.eye(8)[own])
     posteriors = dict.fromkeys(transplant.VARIANTS, plain)
     posteriors |= {'emotion': plain + moved, 'donor': np.eye(8)[target]}
-    rows.append({'speaker': f's{i % 5}', 'file': str(i), 'own': own, 'target': target,
-                 'heard': {'judge': posteriors}, 'cost': {'mel': {'plain': 0.0, 'emotion': 0.1 * (i % 5)}}})
+    rows.append({'speaker': f's{i % 5}', 'file': str(i), 'receiver': own, 'target': target,
+                 'probabilities': {'judge': posteriors},
+                 'cost': {'mel': {'plain': 0.0, 'emotion': 0.1 * (i % 5)}}})
   result = transplant.summarise(rows)
   judge = result['judges']['judge']
   assert result['pairs'] == 40 and result['speakers'] == 5 and sum(result['targets'].values()) == 40
-  assert judge['plain']['own']['mean'] == 1 and judge['control']['target']['mean'] == 0
+  assert judge['plain']['receiver']['mean'] == 1 and judge['control']['target']['mean'] == 0
   assert judge['emotion']['target']['mean'] == pytest.approx(0.3)
-  assert judge['emotion']['own']['mean'] == pytest.approx(-0.3)
+  assert judge['emotion']['receiver']['mean'] == pytest.approx(-0.3)
   assert result['net']['judge']['low'] == pytest.approx(0.3)
-  assert judge['emotion']['heard_own']['mean'] == 1 and judge['donor']['heard_target']['mean'] == 1
+  assert judge['emotion']['predicted_receiver']['mean'] == 1 and judge['donor']['predicted_target']['mean'] == 1
   assert result['cost']['mel']['emotion']['mean'] == pytest.approx(0.2)
 
 
@@ -273,7 +274,7 @@ def test_commands_train_and_transplant(codec, manifest, tmp_path, capsys, monkey
       ['analyse', 'token_emotion', '--data', manifest, '--out', str(path), '--report', str(report)]) == 0
   assert list(token_emotion.load(path).weights) == [1, 2, 3]
   report = json.loads(report.read_text())
-  assert report['chance'] == 0.5 and len(report['heard']) == 5
+  assert report['chance'] == 0.5 and len(report['from_audio']) == 5
   audio = SyntheticSource(1, seed=1)[0]['audio']
   result = token_emotion.load(path).predict(codec.encode(audio, 16000, kbps=1.5))
   assert result[[EMOTIONS.index('sad'), EMOTIONS.index('angry')]].sum() == pytest.approx(1)

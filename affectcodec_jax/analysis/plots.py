@@ -110,7 +110,7 @@ def plot_transplant(results, path):
            'donor': 'both: A itself'}
   figure, axes = _figure(len(results['judges']), height=3, sharey=True, sharex=True)
   for axis, (judge, variants) in zip(axes[0], results['judges'].items()):
-    for i, (what, label) in enumerate((('target', "A's emotion"), ('own', "B's emotion"))):
+    for i, (what, label) in enumerate((('target', "A's emotion"), ('receiver', "B's emotion"))):
       for j, name in enumerate(names):
         score = variants[name][what]
         axis.barh(j + 0.38 * i, score['mean'], 0.36, xerr=_spread(score), color=f'C{i}', capsize=2,

@@ -45,7 +45,7 @@ def make_predictor(args):
   results = {'fingerprint': codec.fingerprint.hex(), 'step': codec.step,
              'clips': {'train': len(train), 'valid': len(valid), 'test': len(test)},
              'test_speakers': len({c.speaker for c in test}), 'chance': 1 / len({c.emotion for c in test}),
-             'stages': scores, 'heard': {name: score(test, p) for name, p in judgements.items()}}
+             'stages': scores, 'from_audio': {name: score(test, p) for name, p in judgements.items()}}
   if args.report:
     write_json(args.report, results)
   print('\n'.join(table(results, codec.stage_kbps)))
@@ -170,4 +170,4 @@ def table(results, stage_kbps):
                    f'{kinds[kind]["valid"]["mean"]:.3f}{" *" if kind == kinds["chosen"] else ""}')
     lead = kinds['emotion_minus_acoustic']
     lines.append(f'             emotion block less acoustic block {interval(lead)}')
-  return lines + [f'{name:24} {interval(s)}' for name, s in results['heard'].items()]
+  return lines + [f'{name:24} {interval(s)}' for name, s in results['from_audio'].items()]

@@ -147,8 +147,8 @@ def transplant(codec, data, split, limit, kbps=None):
     audio = {v: codec.decode(c) for v, c in variants(group, codes, levels).items()}
     rows.append({
         'speaker': receiver['speaker'], 'file': receiver['name'],
-        'own': receiver['emotion'], 'target': items[group.donor]['emotion'],
-        'heard': {judge: {v: f(x) for v, x in audio.items()} for judge, f in classifiers.items()},
+        'receiver': receiver['emotion'], 'target': items[group.donor]['emotion'],
+        'probabilities': {judge: {v: f(x) for v, x in audio.items()} for judge, f in classifiers.items()},
         'cost': {name: {v: f(receiver['audio'], audio['plain'], audio[v]) for v in OF_RECEIVER}
                  for name, f in cost_of.items()}})
   return {'kbps': codec.stage_kbps * stages} | summarise(rows) | {'absent': absent | no_cost}
@@ -189,27 +189,28 @@ def summarise(rows):
   """Means over pairs with 95 % intervals over speakers.
 
   Args:
-    rows: one dict a receiver: `speaker`, `file`, `own` and `target` (emotions of B and of A), `heard`:
-      {judge: {variant: probabilities `[emotions]`}}, and `cost`: {measure: {variant: number}}.
+    rows: one dict a receiver: `speaker`, `file`, `receiver` and `target` (emotions of B and of A),
+      `probabilities`: {judge: {variant: `[emotions]`}}, and `cost`: {measure: {variant: number}}.
 
   Returns:
     {'pairs', 'speakers', 'judges': {judge: {variant: {
-      'target', 'own': probability of A's and of B's emotion, less that in B plain ('plain': itself),
-      'heard_target', 'heard_own': how often that emotion is the likeliest}}},
+      'target', 'receiver': probability of A's and of B's emotion, less that in B plain ('plain': itself),
+      'predicted_target', 'predicted_receiver': how often that emotion is the likeliest}}},
       'net': {judge: the rise of A's emotion under 'emotion' less that under 'control'},
       'cost': {measure: {variant: mean}}}; each mean is {'mean', 'low', 'high'}.
   """
   speakers = Speakers(rows)
-  label = {name: np.array([r[name] for r in rows]) for name in ('target', 'own')}
+  label = {name: np.array([r[name] for r in rows]) for name in ('target', 'receiver')}
   pairs = np.arange(len(rows))
   judges, net = {}, {}
-  for judge in rows[0]['heard']:
-    posteriors = {v: np.array([r['heard'][judge][v] for r in rows]) for v in VARIANTS}  # [pairs, emotions]
+  for judge in rows[0]['probabilities']:
+    posteriors = {v: np.array([r['probabilities'][judge][v] for r in rows])
+                  for v in VARIANTS}  # [pairs, emotions]
     of = {v: {what: p[pairs, e] for what, e in label.items()} for v, p in posteriors.items()}
     judges[judge] = {
         v: {what: speakers.ratio(of[v][what] - (0 if v == 'plain' else of['plain'][what]))
             for what in label}
-        | {f'heard_{what}': speakers.ratio(posteriors[v].argmax(axis=1) == e) for what, e in label.items()}
+        | {f'predicted_{what}': speakers.ratio(posteriors[v].argmax(axis=1) == e) for what, e in label.items()}
         for v in VARIANTS}
     net[judge] = speakers.ratio(of['emotion']['target'] - of['control']['target'])
   cost = {measure: {v: speakers.ratio([r['cost'][measure][v] for r in rows])

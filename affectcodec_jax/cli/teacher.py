@@ -25,7 +25,7 @@ def _train_judge_options(p):
 
 def _judge_options(p):
   p.add_argument('--data', required=True, help='a manifest with emotions and splits')
-  p.add_argument('--out', required=True, help='folder for results.json and what the machines are fitted to')
+  p.add_argument('--out', required=True, help='folder for results.json and what the SVMs are fitted to')
   p.add_argument('--network', help='a judge.safetensors of train_judge (default: the packaged one)')
   p.add_argument('--teacher', help='a compact teacher.safetensors to score (default: the packaged one)')
 

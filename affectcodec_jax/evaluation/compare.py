@@ -49,9 +49,9 @@ def compare(path, first, second):
     raise UserError(f'{path}: {first} and {second} have no file in common')
   rows = [[s[f] for f in files] for s in systems]
   results = []
-  judges = [k.removesuffix('_heard') for k in rows[0][0] if k.endswith('_heard')]
+  judges = [k.removesuffix('_predicted') for k in rows[0][0] if k.endswith('_predicted')]
   for judge in judges:  # recall lost, where the emotion is known
-    column = f'{judge}_heard'
+    column = f'{judge}_predicted'
     known = [i for i, f in enumerate(files) if rows[0][i]['emotion'] and originals[f][column]
              and all(r[i][column] for r in rows)]
     if known:

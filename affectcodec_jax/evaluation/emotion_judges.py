@@ -13,7 +13,7 @@ _PRINCIPAL = 96  # of Whisper's 768 features: as good as all of them, and a mega
 
 
 def score_judges(data, out, judge, teacher):
-  """Fits the machines to the features of `data` and writes the scores of all to the folder `out`.
+  """Fits the SVMs to the features of `data` and writes the scores of all to the folder `out`.
 
   Args:
     data: a manifest with emotions and the splits train, valid and test.

@@ -13,7 +13,7 @@ from affectcodec_jax.tokens.afc import HEADER_BYTES
 SECONDS = 10.0
 
 
-def test_signal(clips, seconds=SECONDS):
+def looped(clips, seconds=SECONDS):
   """The clips one after another, repeated or cut to `seconds`: `[samples]`."""
   return np.resize(np.concatenate(clips), int(seconds * SAMPLE_RATE)).astype(np.float32)
 

@@ -40,8 +40,8 @@ def write_report(path, results, rows, systems, read, num_clips):
                                    undefined=jinja2.StrictUndefined)
   template = environment.from_string((pathlib.Path(__file__).parent / 'report.html').read_text())
   present = {name for r in results['systems'].values() for name, s in r['scores'].items() if s}
-  few, untold = results['speakers'] < FEWEST, left_out(results)
-  order = [c for c in columns(results) if c in present - untold]
+  few, hidden = results['speakers'] < FEWEST, left_out(results)
+  order = [c for c in columns(results) if c in present - hidden]
   names = list(dict.fromkeys(r['system'] for r in results['systems'].values()))
   page = template.render(
       results=results, columns={c: columns(results)[c] for c in order}, emotions=EMOTIONS,

@@ -67,7 +67,7 @@ def evaluate(args):
   judges = [name for name in ('network', 'whisper_svm', *models)
             if any(r.get(name) is not None for r in rows)]
   judges = summary.add_judgements(rows, judges, svm)
-  signal = facts.test_signal(signal)
+  signal = facts.looped(signal)
   results = {
       'checkpoint': str(args.checkpoint), 'step': codec.step if codec else None, 'split': args.split,
       'files': len({r['file'] for r in rows}), 'speakers': len({r['speaker'] or r['file'] for r in rows}),
@@ -168,8 +168,8 @@ def write_rows(path, rows):
   writer = csv.DictWriter(text, kept, extrasaction='ignore')
   writer.writeheader()
   for row in rows:
-    names = {k: EMOTIONS[v] if v >= 0 else '' for k, v in row.items()
-             if k == 'emotion' or (k.endswith('_heard') and len(row[k[:-6]]) == len(EMOTIONS))}
+    names = {k: EMOTIONS[v] if v >= 0 else '' for k, v in row.items() if k == 'emotion'
+             or (k.endswith('_predicted') and len(row[k.removesuffix('_predicted')]) == len(EMOTIONS))}
     writer.writerow(row | names)
   write_whole(path, text.getvalue().encode())
 

@@ -56,7 +56,7 @@ def add_judgements(rows, judges, svm=None):
 
   `JUDGE_agreement` (0 or 1) and `JUDGE_variation` (total variation distance of the posteriors, 0 to 1)
   against the original; `egemaps_drift`, the mean absolute shift of the 88 functionals in standard
-  deviations of the originals; `svm`, posteriors of the machine; squared changes of `MODEL valence` etc.
+  deviations of the originals; `svm`, posteriors of the SVM; squared changes of `MODEL valence` etc.
 
   Args:
     rows: of `make_rows`, those of the originals among them; changed in place.
@@ -83,13 +83,13 @@ def add_judgements(rows, judges, svm=None):
       row['egemaps_drift'] = float(np.mean(shift[moves] / spread[moves])) if moves.any() else None
     for judge in judges:
       if row.get(judge) is not None and original.get(judge) is not None:
-        row[f'{judge}_heard'] = int(np.argmax(row[judge]))
+        row[f'{judge}_predicted'] = int(np.argmax(row[judge]))
         row[f'{judge}_agreement'] = float(np.argmax(row[judge]) == np.argmax(original[judge]))
         row[f'{judge}_variation'] = 0.5 * float(np.abs(np.subtract(row[judge], original[judge])).sum())
     for name in [k for k in row if k.rpartition(' ')[2] in DIMENSIONS]:
       if row[name] is not None and original.get(name) is not None:
         row[f'{name} MSE'] = (row[name] - original[name]) ** 2
-  return [j for j in judges if any(f'{j}_heard' in r for r in rows)]
+  return [j for j in judges if any(f'{j}_predicted' in r for r in rows)]
 
 
 def make_rows(item, records):
@@ -117,7 +117,7 @@ def failures(rows, judges):
 def _lacking(rows, judges):
   """{score: {label: set of files}}, as `failures`."""
   names = ['words' if name == 'wer' else name for name in COLUMNS]
-  names += [f'{judge}_heard' for judge in judges]
+  names += [f'{judge}_predicted' for judge in judges]
   names += sorted({k for r in rows for k in r if k.endswith(' MSE')})
   lacking = {}
   for name in names:
@@ -133,7 +133,7 @@ def _lacking(rows, judges):
 def _paired(rows, judges):
   """Copies of rows without the scores of files that failed in another system: all are of the same files."""
   left_out = {name: set().union(*lacking.values()) for name, lacking in _lacking(rows, judges).items()}
-  parts = {f'{j}_heard': [f'{j}_{k}' for k in ('heard', 'agreement', 'variation')] for j in judges}
+  parts = {f'{j}_predicted': [f'{j}_{k}' for k in ('predicted', 'agreement', 'variation')] for j in judges}
   parts['words'] = ['words', 'word_errors']
   return [r | {part: None for name, files in left_out.items() if r['file'] in files
                for part in parts.get(name, [name])} for r in rows]
@@ -190,7 +190,7 @@ def subset_scores(rows, originals, judges):
     known = [r for r in rows if _tells(r, judge)]
     if known:
       drawn = Speakers(known)
-      truth, after = (np.array([r[k] for r in known]) for k in ('emotion', f'{judge}_heard'))
+      truth, after = (np.array([r[k] for r in known]) for k in ('emotion', f'{judge}_predicted'))
       count = np.ones(len(known), bool)
       scores[f'{judge}_accuracy'] = _counted(drawn.interval(drawn.recall(truth, after, macro=True)), count)
       for name in ('macro', 'weighted'):
@@ -209,15 +209,16 @@ def subset_scores(rows, originals, judges):
 def _lost(rows, originals, judges, name):
   """'macro' or 'weighted' degradation of recall, the mean over judges who all tell these rows."""
   speakers, truth = Speakers(rows), np.array([r['emotion'] for r in rows])
-  lost = [speakers.degradation(truth, np.array([originals[r['file']][f'{judge}_heard'] for r in rows]),
-                               np.array([r[f'{judge}_heard'] for r in rows]), macro=name == 'macro')
+  lost = [speakers.degradation(truth, np.array([originals[r['file']][f'{judge}_predicted'] for r in rows]),
+                               np.array([r[f'{judge}_predicted'] for r in rows]), macro=name == 'macro')
           for judge in judges]
   return _counted(speakers.interval(np.mean(lost, axis=0)), np.ones(len(rows), bool))
 
 
 def _tells(row, judge):
   """Whether the judge classified the clip, its emotion is known, and they speak of the same emotions."""
-  return row['emotion'] >= 0 and row.get(f'{judge}_heard') is not None and len(row[judge]) == len(EMOTIONS)
+  return (row['emotion'] >= 0 and row.get(f'{judge}_predicted') is not None
+          and len(row[judge]) == len(EMOTIONS))
 
 
 def _mean(speakers, rows, name):
@@ -234,5 +235,5 @@ def confusion(rows, judge):
   table = np.zeros((len(EMOTIONS), len(EMOTIONS)), np.int64)
   for r in rows:
     if _tells(r, judge):
-      table[r['emotion'], r[f'{judge}_heard']] += 1
+      table[r['emotion'], r[f'{judge}_predicted']] += 1
   return table.tolist()
