@@ -217,7 +217,8 @@ def test_effects_are_what_was_put_in():
   assert judge['emotion']['target']['mean'] == pytest.approx(0.3)
   assert judge['emotion']['receiver']['mean'] == pytest.approx(-0.3)
   assert result['net']['judge']['low'] == pytest.approx(0.3)
-  assert judge['emotion']['predicted_receiver']['mean'] == 1 and judge['donor']['predicted_target']['mean'] == 1
+  assert judge['emotion']['predicted_receiver']['mean'] == 1
+  assert judge['donor']['predicted_target']['mean'] == 1
   assert result['cost']['mel']['emotion']['mean'] == pytest.approx(0.2)
 
 

@@ -210,7 +210,8 @@ def summarise(rows):
     judges[judge] = {
         v: {what: speakers.ratio(of[v][what] - (0 if v == 'plain' else of['plain'][what]))
             for what in label}
-        | {f'predicted_{what}': speakers.ratio(posteriors[v].argmax(axis=1) == e) for what, e in label.items()}
+        | {f'predicted_{what}': speakers.ratio(posteriors[v].argmax(axis=1) == e)
+           for what, e in label.items()}
         for v in VARIANTS}
     net[judge] = speakers.ratio(of['emotion']['target'] - of['control']['target'])
   cost = {measure: {v: speakers.ratio([r['cost'][measure][v] for r in rows])
