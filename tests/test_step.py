@@ -25,13 +25,16 @@ pytestmark = pytest.mark.usefixtures('one_mel_scale')
     (base, {}), (paper, {}), (lite, {}), (lite, {'quantizer': 'full_rfsq'}),
     (lite, {'quantizer': 'rvq', 'acoustic_levels': (4, 4)}), (lite, {'conditioning': False})])
 def test_every_config_takes_one_step(module, change):
-  """Sizes shrunk, everything else as the configuration says; the paper's in bfloat16."""
+  """Sizes shrunk, everything else as the configuration says; the paper's in bfloat16.
+
+  The three configurations themselves with a discriminator, which the changes have nothing to do with.
+  """
   config = tiny(module.get_config())
   config.model.update(change)
   config_lib.validate(config)
   state, teacher = state_and_teacher(config)
   before = jax.tree.map(np.copy, state.params)
-  step = jax.jit(functools.partial(train_step, config=config, adversarial=True))
+  step = jax.jit(functools.partial(train_step, config=config, adversarial=not change))
   state, metrics = step(state, teacher, training_batch(config))
   state, metrics = step(state, teacher, training_batch(config))  # the first has a rate of zero
   assert bool(metrics['finite'])
@@ -187,9 +190,9 @@ def _same_update(one, many, one_metrics, many_metrics):
     np.testing.assert_allclose(b, a, rtol=1e-2, atol=2e-4 * max(np.abs(a).max(), 1e-12))
 
 
-@pytest.mark.parametrize('kind, fsdp, accumulate', [('pmap', 1, 1), ('pmap', 1, 2), ('mesh', 2, 2)])
+@pytest.mark.parametrize('kind, fsdp, accumulate', [('pmap', 1, 2), ('mesh', 2, 2)])
 def test_n_devices_equal_one(kind, fsdp, accumulate):
-  """8 devices with whole states, in one piece and in two; with states split over 2 of them; against one.
+  """8 devices, with whole states and with states split over 2 of them, in two pieces; against one in one.
 
   Of the backbone that compiles soonest.
   """

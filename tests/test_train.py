@@ -59,12 +59,13 @@ def test_resumed_run_is_bit_equal_to_a_straight_one(config, tmp_path):
                                       'loss/pitch', 'loss/adversarial', 'loss/discriminator'))
 
 
-def test_damaged_checkpoints_are_passed_over(config, tmp_path, capsys):
+def test_damaged_checkpoints_are_passed_over(eight_numbers, tmp_path, capsys):
   """A flipped bit, a cut file and an empty folder: the newest sound one is used, nothing deleted."""
-  config.train.update(keep_checkpoints=5, adversarial_start=9)
+  config = eight_numbers
+  config.train.keep_checkpoints = 5
   train_lib.train(config.copy_and_resolve_references(), tmp_path)
   root = tmp_path / 'checkpoints'
-  largest = max((p for p in (root / '6').rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+  largest = max((root / '6' / 'ema').rglob('d/*'), key=lambda p: p.stat().st_size)
   data = bytearray(largest.read_bytes())
   data[len(data) // 2] ^= 1
   largest.write_bytes(data)
