@@ -120,7 +120,7 @@ def emotion_config():
   base = get_config()
   c = ConfigDict()
   c.seed = 0
-  c.model = base.model  # for the hop length
+  c.model = base.model  # for its compute_dtype
   c.teacher = base.teacher
   c.data = base.data
   c.train = ConfigDict()

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Trains on GPU nodes of a Slurm cluster:  sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sh TRAIN_ARGS...
 #
-# One process a GPU; jax.distributed finds the others through Slurm. Two minutes before its time is up, and when it
-# is preempted, the job saves at a common step, ends with 75 and is queued again; it goes on from there.
+# One process a GPU, eight a node: on nodes of N GPUs give --ntasks-per-node=N as well. jax.distributed finds the
+# others through Slurm. Two minutes before its time is up, and when it is preempted, the job saves at a common step,
+# ends with 75 and is queued again; it goes on from there.
 # TRAIN_ARGS must hold --workdir on storage that all nodes see. VENV names a virtual environment to activate.
 #SBATCH --job-name=affectcodec
 #SBATCH --ntasks-per-node=8
@@ -14,7 +15,7 @@
 set -euo pipefail
 
 if (($# == 0)) || [[ $1 == --help || $1 == -h ]]; then
-  sed -n '2,6s/^# \{0,1\}//p' "$0"
+  sed -n '2,7s/^# \{0,1\}//p' "$0"
   exit 0
 fi
 [[ -n ${SLURM_JOB_ID:-} ]] || { echo 'error: start it with sbatch (see --help)' >&2; exit 2; }

@@ -23,7 +23,7 @@ _DAC_RVQ = {  # what DAC's RVQ is known to work with, at the same rates: 10 bits
     'model.emotion_levels': (2, 2), 'model.acoustic_levels': (4, 4, 4, 4),  # only their 1024 codes count
     'loss.commitment': 1.5,  # DAC's 0.25 a stage, and 1 for the codebook, of 6 stages in the mean
     'train.unquantized_steps': 0, 'train.rounding_steps': 0}  # its k-means is of the first batch
-VARIANTS = {  # fields of the configuration; each differs from the one before it by what its name says
+VARIANTS = {  # fields; from full_rfsq on, each differs from the one before it by what its name says
     'rvq': _NO_EXTRAS | _DAC_RVQ,
     'full_rfsq': _NO_EXTRAS | {'model.quantizer': 'full_rfsq'},
     'bd_rfsq': _NO_EXTRAS | {'model.quantizer': 'bd_rfsq'},

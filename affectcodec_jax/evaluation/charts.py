@@ -111,23 +111,21 @@ def emotion_bars(scores, title):
 
 
 def spectrogram_with_pitch(audio, f0):
-  """`[samples]` as a picture of 0–8 kHz over time, 80 dB of range, with F0 (0–800 Hz, own scale) over it.
+  """`[samples]` as a picture of 0–8 kHz over time, 80 dB of range, with F0 over it on a scale of 0–800 Hz.
 
   Args:
     audio: at 16 kHz.
-    f0: Hz every 5 ms, 0 where unvoiced, or None.
+    f0: Hz every 5 ms, 0 where unvoiced.
 
   Returns:
     A data URL of a PNG.
   """
   width, height = 840, 260  # twice the size of the result: lines come out smooth
   picture = spectrogram(audio, loudest=30).resize((width, height))
-  if f0 is not None:
-    draw = ImageDraw.Draw(picture)
-    f0 = np.asarray(f0)
-    x, y = np.arange(len(f0)) * 0.005 * SAMPLE_RATE / len(audio) * width, height * (1 - f0 / 800)
-    for i in np.flatnonzero((f0[:-1] > 0) & (f0[1:] > 0)):
-      draw.line([(x[i], y[i]), (x[i + 1], y[i + 1])], fill='#7fffd4', width=4)
+  draw = ImageDraw.Draw(picture)
+  x, y = np.arange(len(f0)) * 0.005 * SAMPLE_RATE / len(audio) * width, height * (1 - f0 / 800)
+  for i in np.flatnonzero((f0[:-1] > 0) & (f0[1:] > 0)):
+    draw.line([(x[i], y[i]), (x[i + 1], y[i + 1])], fill='#7fffd4', width=4)
   file = io.BytesIO()
   picture.resize((width // 2, height // 2)).quantize(48).save(file, format='png', optimize=True)
   return data_url('image/png', file.getvalue())

@@ -122,7 +122,6 @@ def _energy():
 
 
 def _pitch():
-  require_extra('pyworld')
   original = remembered(prosody.pitch)
   return lambda reference, decoded, item: prosody.compare_pitch(original(reference), prosody.pitch(decoded))
 

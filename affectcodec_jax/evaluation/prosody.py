@@ -5,24 +5,20 @@ import warnings
 import numpy as np
 
 from affectcodec_jax.audio import SAMPLE_RATE
-from affectcodec_jax.common.errors import require_extra
+
+with warnings.catch_warnings():
+  warnings.simplefilter('ignore')  # of pyworld's own imports
+  import pyworld
 
 FRAME = 320  # 20 ms
 SILENCE_DB = 30.0  # frames this far below the original's loudest one are pauses
 
 
 def pitch(audio):
-  """Fundamental frequency of `[samples]` in Hz every 5 ms, 0 where unvoiced (WORLD: DIO, StoneMask).
-
-  Raises:
-    UserError: pyworld is not installed.
-  """
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # of pyworld's own imports
-    world = require_extra('pyworld')
+  """Fundamental frequency of `[samples]` in Hz every 5 ms, 0 where unvoiced (WORLD: DIO, StoneMask)."""
   audio = np.ascontiguousarray(audio, np.float64)
-  f0, times = world.dio(audio, SAMPLE_RATE, f0_floor=60.0, f0_ceil=600.0)
-  return world.stonemask(audio, f0, times, SAMPLE_RATE)
+  f0, times = pyworld.dio(audio, SAMPLE_RATE, f0_floor=60.0, f0_ceil=600.0)
+  return pyworld.stonemask(audio, f0, times, SAMPLE_RATE)
 
 
 def compare_pitch(reference, decoded):

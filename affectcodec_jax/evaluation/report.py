@@ -173,12 +173,8 @@ def _clip(item, systems):
       decoded = system.run(audio)[0]
     except UserError:
       continue
-    try:
-      f0 = prosody.pitch(decoded)
-    except UserError:  # pyworld is not installed
-      f0 = None
     decodings.append({'label': system.label, 'audio': flac(decoded),
-                      'picture': charts.spectrogram_with_pitch(decoded, f0)})
+                      'picture': charts.spectrogram_with_pitch(decoded, prosody.pitch(decoded))})
   return {'name': pathlib.Path(item['name']).name, 'speaker': item['speaker'], 'text': item['text'],
           'emotion': EMOTIONS[item['emotion']] if item['emotion'] >= 0 else '', 'decodings': decodings,
           'seconds': len(audio) / SAMPLE_RATE}

@@ -227,7 +227,7 @@ class BDRFSQ(nn.Module):
     Stage by stage, b becomes the mean of z and s the gain that is best for a Gaussian of its
     spread. `u` is `[batch, frames, d]` from the untrained encoder, of about unit variance.
     """
-    dims, levels = self._blocks()
+    levels = self._blocks()[1]
     calibrated = []
     for params, r, n in zip(self.params_, self._split(u.astype(jnp.float32)), levels):
       gain = jnp.asarray([fsq.gaussian_gain(m)[0] for m in n])
