@@ -12,10 +12,11 @@ import soundfile
 import soxr
 
 from affectcodec_jax.common.arrays import to_mono
-from affectcodec_jax.common.audio_reader import check_rate, open_sound, read_blocks
+from affectcodec_jax.common.audio_reader import check_rate, read_blocks
 from affectcodec_jax.common.constants import HOP_LENGTH, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import check_length, whole, write_output
+from affectcodec_jax.common.open_sound import open_sound
 
 # Active level the codec works at. Speech has a crest factor of 15–20 dB, so its peaks stay below 1.
 TARGET_DB = -24.0

@@ -73,24 +73,18 @@ def _train(config, workdir, files, init_from):
   from affectcodec_jax.training.samples import make_sampler
   from affectcodec_jax.training.state import create_state
   from affectcodec_jax.training.validation import make_validator
+  from affectcodec_jax.training.workdir import open_workdir
 
   # ---- Devices and folder ----
   use_compilation_cache()
   if config.train.distributed:
-    # launch/local.sh says who is who; TPU pods, Slurm and Open MPI are found by JAX itself.
-    names = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
-    try:
-      topology = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
-      jax.distributed.initialize(**topology)
-    except (ValueError, RuntimeError) as e:
-      raise UserError(f'train.distributed: the other processes were not found ({e}); leave it False for '
-                      'one process, start several by launch/local.sh, launch/tpu.sh, Slurm or MPI') from e
+    parallel.join_processes()
   origin, init_from = init_from, release.find(init_from) if init_from else None
   chief = jax.process_index() == 0
   say = (lambda *a: print(*a, flush=True)) if chief else (lambda *a: None)
   local_batch = parallel.local_batch_size(config)
   devices = parallel.make_parallel(config)
-  changed = _check_workdir(config, workdir, files.folder)
+  changed = open_workdir(config, workdir, files.folder)
   if changed:
     say(f'not as this run was before: {", ".join(changed)}')
   say(f'{jax.device_count()} {jax.default_backend()} device(s), batch {config.train.batch_size} x '
@@ -237,50 +231,6 @@ def _train(config, workdir, files, init_from):
     say(f'audio:      {workdir}/samples')
   say(f'try it:     python -m affectcodec_jax encode IN.wav OUT.afc --checkpoint {workdir} --kbps 1.5')
   return step >= config.train.steps
-
-
-def _check_workdir(config, workdir, folder):
-  """Creates the folder; refuses to continue a run there with another model.
-
-  Args:
-    config: the configuration.
-    workdir: where the run is, for what is said.
-    folder: where its files are.
-
-  Returns:
-    what else differs from the run there, as `section.name=value (was value)`.
-  """
-  from affectcodec_jax import config as config_lib
-  from affectcodec_jax.common.files import make_folder
-  from affectcodec_jax.inference import release
-  if release.is_release(folder):
-    raise UserError(f'{workdir} holds a released codec; give another --workdir')
-  path = make_folder(folder) / 'config.json'
-  if not path.exists():
-    return []
-  old = config_lib.load_config(path)
-  before, now = (_flat(c.to_dict()) for c in (old, config))
-  changed = [name for name in now if _plain(before.get(name)) != _plain(now[name])]
-  copied = {'teacher.path'} if config.teacher.path in ('', old.teacher.path) else set()
-  if config.teacher.student and old.teacher.get('student'):
-    copied.add('teacher.student')
-  for name in changed:
-    if name.split('.')[0] in ('model', 'discriminator', 'teacher') and name not in copied:
-      raise UserError(f'{workdir} holds a run with {name}={before.get(name)}, now {now[name]}; '
-                      'give another --workdir or the same value')
-  return [f'{name}={now[name]} (was {before.get(name)})' for name in changed if name not in copied]
-
-
-def _flat(fields, prefix=''):
-  """{'section.name': value} of nested dicts."""
-  flat = {}
-  for name, value in fields.items():
-    flat |= _flat(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
-  return flat
-
-
-def _plain(value):
-  return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def _catch_signals(distributed):

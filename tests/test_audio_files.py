@@ -14,6 +14,7 @@ from affectcodec_jax import audio as audio_lib
 from affectcodec_jax.audio import read_audio, write_audio
 from affectcodec_jax.common import audio_reader
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.open_sound import open_sound
 from affectcodec_jax.common.pictures import spectrogram
 
 av = pytest.importorskip('av')
@@ -151,7 +152,7 @@ def test_a_recorder_that_was_killed(tmp_path):
     data[4:8] = riff.to_bytes(4, 'little')
     (tmp_path / 'b.wav').write_bytes(data)
     np.testing.assert_array_equal(read_audio(tmp_path / 'b.wav'), read_audio(tmp_path / 'a.wav'))
-  with audio_reader.open_sound(tmp_path / 'b.wav') as file:
+  with open_sound(tmp_path / 'b.wav') as file:
     assert abs(audio_reader.duration(file, 'b') - 2) < 1e-3
   (tmp_path / 'b.wav').write_bytes(data[:44])
   with pytest.raises(UserError, match='holds no samples'):
@@ -206,7 +207,7 @@ def test_flac_without_a_length(tmp_path):
   data[22:26] = bytes(4)
   (tmp_path / 'b.flac').write_bytes(data)
   np.testing.assert_allclose(read_audio(tmp_path / 'b.flac'), read_audio(tmp_path / 'a.flac'), atol=1e-6)
-  with audio_reader.open_sound(tmp_path / 'b.flac') as file:
+  with open_sound(tmp_path / 'b.flac') as file:
     assert abs(audio_reader.duration(file, 'b') - 4) < 1e-3
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from affectcodec_jax.common import audio_reader, files, retry
+from affectcodec_jax.common import files, open_sound, retry
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data import file_index, folder, pack
 from affectcodec_jax.data.arrayrecord import ArrayRecordSource
@@ -282,7 +282,7 @@ def network(monkeypatch):
       fail()
     return File(path, mode)
 
-  monkeypatch.setattr(audio_reader, 'open', opened, raising=False)
+  monkeypatch.setattr(open_sound, 'open', opened, raising=False)
   return state
 
 

@@ -16,6 +16,7 @@ from affectcodec_jax import train as train_lib
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.inference import restore
 from affectcodec_jax.training import checkpoints, parallel
+from affectcodec_jax.training.workdir import open_workdir
 from configs import lite
 from tests.conftest import ONE_DEVICE, run_until, state_and_teacher, tiny
 
@@ -100,13 +101,13 @@ def test_nan_stops_the_run_and_names_metric_and_step(config, tmp_path, monkeypat
 
 def test_other_model_in_the_same_folder_is_refused(config, tmp_path):
   config_lib.save_config(tmp_path / 'config.json', config)
-  assert train_lib._check_workdir(config, tmp_path, tmp_path) == []
+  assert open_workdir(config, tmp_path, tmp_path) == []
   config.train.steps += 1  # reported, not refused
   changed = f'train.steps={config.train.steps} (was {config.train.steps - 1})'
-  assert train_lib._check_workdir(config, tmp_path, tmp_path) == [changed]
+  assert open_workdir(config, tmp_path, tmp_path) == [changed]
   config.model.encoder_dim += 1
   with pytest.raises(UserError, match='model.encoder_dim'):
-    train_lib._check_workdir(config, tmp_path, tmp_path)
+    open_workdir(config, tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize('args, message', [

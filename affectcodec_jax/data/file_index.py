@@ -11,9 +11,10 @@ import os
 import time
 
 from affectcodec_jax.common import buckets
-from affectcodec_jax.common.audio_reader import duration, open_sound
+from affectcodec_jax.common.audio_reader import duration
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import parse_json, write_whole
+from affectcodec_jax.common.open_sound import open_sound
 from affectcodec_jax.common.places import cache_folder
 from affectcodec_jax.common.retry import patiently
 

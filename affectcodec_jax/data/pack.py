@@ -15,9 +15,10 @@ import soundfile
 
 from affectcodec_jax.audio import SAMPLE_RATE, read_sound
 from affectcodec_jax.common import progress, workers
-from affectcodec_jax.common.audio_reader import duration, open_sound, read_blocks, whole_numbers
+from affectcodec_jax.common.audio_reader import duration, read_blocks, whole_numbers
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import differences, make_folder, whole, write_json, write_whole
+from affectcodec_jax.common.open_sound import open_sound
 from affectcodec_jax.common.retry import patiently
 from affectcodec_jax.data import arrayrecord
 from affectcodec_jax.data.folder import list_split

@@ -10,6 +10,7 @@ then averaged: nothing of the batch's size crosses devices, whatever XLA makes o
 
 from collections.abc import Callable
 import functools
+import os
 from typing import Any, NamedTuple
 
 from flax import jax_utils
@@ -46,6 +47,21 @@ class Parallel(NamedTuple):
   compile: Callable[[bool], Step]
   to_save: Callable[[Tree], Tree]
   fetch: Callable[[Tree], Tree]
+
+
+def join_processes():
+  """Connects the processes of a run, by the variables of launch/local.sh or as JAX finds them.
+
+  Raises:
+    UserError: the others were not found.
+  """
+  names = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
+  try:
+    jax.distributed.initialize(**{key: int(os.environ[name]) for key, name in names.items()
+                                  if name in os.environ})
+  except (ValueError, RuntimeError) as e:
+    raise UserError(f'train.distributed: the other processes were not found ({e}); leave it False for '
+                    'one process, start several by launch/local.sh, launch/tpu.sh, Slurm or MPI') from e
 
 
 def make_parallel(config) -> Parallel:
