@@ -16,7 +16,7 @@ import numpy.typing as npt
 from affectcodec_jax import audio as audio_lib
 from affectcodec_jax.common import buckets, packaged, run_files
 from affectcodec_jax.common.arrays import as_array, check_number
-from affectcodec_jax.common.constants import HOP_LENGTH
+from affectcodec_jax.common.constants import FRAME_RATE, HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath
 from affectcodec_jax.common.places import cache_folder, no_device
@@ -306,4 +306,4 @@ class Pretrained:
 
   def working_memory(self, seconds: float) -> dict[str, int]:
     """Bytes besides weights that XLA reserves for so many seconds: {'encode': …, 'decode': …}."""
-    return self._inference.working_memory(self.params, self.frozen, math.ceil(seconds * 50))
+    return self._inference.working_memory(self.params, self.frozen, math.ceil(seconds * FRAME_RATE))

@@ -10,6 +10,7 @@ from affectcodec_jax.audio import at_codec_level, pad_to_frames
 from affectcodec_jax.common import progress
 from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.evenly import evenly
 from affectcodec_jax.data.folder import FolderSource
 from affectcodec_jax.models.blocks import block_levels
 from affectcodec_jax.spectral import log_mel
@@ -50,11 +51,9 @@ def read_items(data, split, limit=0, labelled=False):
   chosen = [i for i in range(len(source)) if not labelled or source.emotion(i) >= 0]
   if not chosen:
     raise UserError(f'{data}: no file of split {split} has a known emotion')
-  count = min(limit or len(chosen), len(chosen))
   found = False
-  spread = np.linspace(0, len(chosen) - 1, count).astype(int)
-  for i in progress.bar(spread, desc=str(split), unit='file', smoothing=0):
-    item = source[chosen[i]]
+  for i in progress.bar(evenly(chosen, limit), desc=str(split), unit='file', smoothing=0):
+    item = source[i]
     if item is not None:
       found = True
       yield item

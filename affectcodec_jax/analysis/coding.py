@@ -8,9 +8,8 @@ import time
 
 import numpy as np
 
-from affectcodec_jax.common.constants import HOP_LENGTH
+from affectcodec_jax.common.constants import FRAME_RATE, HOP_LENGTH
 from affectcodec_jax.evaluation.statistics import Speakers
-from affectcodec_jax.evaluation.usage import FRAMES_PER_SECOND
 from affectcodec_jax.tokens import entropy
 from affectcodec_jax.tokens.afc import CODED_HEADER_BYTES, Tokens, pack, packed_size, unpack
 
@@ -29,7 +28,7 @@ def coding(clips, digit_bits, rates):
     'coded_file': with it}}.
   """
   frames = np.array([len(c.codes) for c in clips])
-  seconds = frames / FRAMES_PER_SECOND
+  seconds = frames / FRAME_RATE
   speakers = Speakers([{'speaker': c.speaker, 'file': c.name} for c in clips])
   fixed = static_bits(clips, digit_bits)
   tokens = [Tokens(c.codes, len(c.codes) * HOP_LENGTH, 0.0, bytes(8), sum(digit_bits),
@@ -44,7 +43,7 @@ def coding(clips, digit_bits, rates):
   for m in rates:
     size = 8 * np.array([len(pack(t.truncate(m))) for t in tokens])  # bits
     coded = (size - 8 * CODED_HEADER_BYTES) / seconds
-    nominal = m * sum(digit_bits) * FRAMES_PER_SECOND
+    nominal = m * sum(digit_bits) * FRAME_RATE
     results.append({
         'stages': m, 'nominal': nominal, 'coded': speakers.ratio(coded),
         'saved_percent': speakers.ratio(100 * (1 - coded / nominal)),

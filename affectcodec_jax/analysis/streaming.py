@@ -11,8 +11,9 @@ Needs requirements-eval.txt.
 import numpy as np
 
 from affectcodec_jax.audio import at_codec_level
-from affectcodec_jax.common.constants import HOP_LENGTH
+from affectcodec_jax.common.constants import HOP_LENGTH, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.evenly import evenly
 
 GAINS = (-12.0, -6.0, 6.0, 12.0)  # dB
 ENCODER_LOOKAHEAD = (14, 7, 3)  # frames
@@ -29,14 +30,13 @@ def score_streams(args):
   if args.limit < 1:
     raise UserError('--limit must be at least 1')
   out, codec, source = make_folder(args.out), load(args.checkpoint), FolderSource(args.data, args.split)
-  chosen = np.unique(np.linspace(0, len(source) - 1, args.limit).astype(int))
-  items = [source[i] for i in chosen]
+  items = [source[i] for i in evenly(range(len(source)), args.limit)]
   # STOI needs half a second of speech.
-  clips = [at_codec_level(i['audio']) for i in items if i is not None and len(i['audio']) >= 16000]
+  clips = [at_codec_level(i['audio']) for i in items if i is not None and len(i['audio']) >= SAMPLE_RATE]
   if not clips:
     raise UserError(f'{args.data}: no file of split {args.split} is a second long')
   results = {'step': codec.step, 'fingerprint': codec.fingerprint.hex(), 'kbps': args.kbps,
-             'files': len(clips), 'seconds': round(sum(map(len, clips)) / 16000, 1),
+             'files': len(clips), 'seconds': round(sum(map(len, clips)) / SAMPLE_RATE, 1),
              'rows': measure(codec, clips, args.kbps)}
   write_json(out / 'quality.json', results)
   print(f'{results["files"]} files, {results["seconds"]} s, {args.kbps:g} kbps\n'
@@ -66,7 +66,7 @@ def measure(codec, clips, kbps):
   def posterior(audio):
     return np.asarray(judge(None, audio, None)['network'])
 
-  wholes = [np.asarray(codec.encode(a, 16000, kbps)) for a in clips]
+  wholes = [np.asarray(codec.encode(a, SAMPLE_RATE, kbps)) for a in clips]
   of_originals = [posterior(a) for a in clips]
 
   def row(name, decoded, **facts):
@@ -99,7 +99,7 @@ def measure(codec, clips, kbps):
 
   offline = [codec.decode(w) for w in wholes]
   rows = [row('whole', offline)]
-  embeddings = [codec.utterance_embedding(a, 16000) for a in clips]
+  embeddings = [codec.utterance_embedding(a, SAMPLE_RATE) for a in clips]
   rows.append(encoded('encoder, embedding of the whole',
                       [codec.stream_encoder(kbps, utterance=e) for e in embeddings]))
   encoder, decoder = codec.stream_encoder(kbps), codec.stream_decoder(kbps)

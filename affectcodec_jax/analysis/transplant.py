@@ -13,6 +13,7 @@ import numpy as np
 from affectcodec_jax.analysis.codes import encode_clip, frame_mels, read_items
 from affectcodec_jax.common import progress
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.evenly import evenly
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.emotion import judges
 from affectcodec_jax.evaluation.metrics import METRICS
@@ -132,8 +133,7 @@ def transplant(codec, data, split, limit, kbps=None):
   stages, levels = codec.num_stages(kbps), block_levels(model)
   items = list(read_items(data, split, labelled=True))
   groups = quartets(items)
-  count = min(limit or len(groups), len(groups))
-  groups = [groups[i] for i in np.linspace(0, len(groups) - 1, count).astype(int)]
+  groups = evenly(groups, limit)
   classifiers, absent = make_judges()
   cost_of, no_cost = costs()
 

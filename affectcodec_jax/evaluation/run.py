@@ -13,7 +13,9 @@ import tempfile
 
 from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.common import packaged, progress
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.evenly import evenly
 from affectcodec_jax.common.places import cache_folder
 
 
@@ -60,7 +62,7 @@ def evaluate(args):
   scored = scoring.score_files(items(), args.checkpoint, peers, metrics, models, cache, args.jobs)
   for item, records in progress.bar(scored, total=len(chosen), unit='file', smoothing=0):
     rows += summary.make_rows(item, records)
-    if sum(map(len, signal)) < facts.SECONDS * 16000:
+    if sum(map(len, signal)) < facts.SECONDS * SAMPLE_RATE:
       signal.append(at_codec_level(item['audio']))
   if not rows:
     raise UserError(f'{args.data}: no file of it could be read')
@@ -78,7 +80,7 @@ def evaluate(args):
   for system in systems[1:]:
     try:  # a copy each time: the codec under test does not encode the same array twice
       factor = facts.real_time_factor(
-          lambda run=system.run: run(signal.copy()), len(signal) / 16000, times=3)
+          lambda run=system.run: run(signal.copy()), len(signal) / SAMPLE_RATE, times=3)
     except Exception as e:  # of a peer; its scores say so too
       print(f'{system.label}: not timed ({type(e).__name__}: {e})', file=sys.stderr)
       factor = None
@@ -147,12 +149,10 @@ def model_version(name):
 
 def choose_files(source, args):
   """Numbers of the files to score, evenly spread over the split."""
-  import numpy as np
   wanted = [i for i in range(len(source)) if not args.labelled or source.emotion(i) >= 0]
   if not wanted:
     raise UserError(f'{args.data}: no file of split {args.split} has a known emotion')
-  count = min(args.limit or len(wanted), len(wanted))
-  return [wanted[i] for i in np.linspace(0, len(wanted) - 1, count).astype(int)]
+  return evenly(wanted, args.limit)
 
 
 def write_rows(path, rows):

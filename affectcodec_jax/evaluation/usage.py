@@ -9,9 +9,8 @@ import math
 
 import numpy as np
 
+from affectcodec_jax.common.constants import FRAME_RATE
 from affectcodec_jax.models.blocks import block_digits, split_blocks
-
-FRAMES_PER_SECOND = 50
 
 
 def entropy(counts, corrected=False):
@@ -86,5 +85,5 @@ def usage(codes, levels):
       stages[-1][block] = result
       for name, bits in (('nominal', result['nominal_bits']), ('ideal', result['corrected_bits']),
                          ('ideal_conditional', best)):
-        rates[name] += bits * FRAMES_PER_SECOND
+        rates[name] += bits * FRAME_RATE
   return {'frames': sum(map(len, codes)), 'stages': stages, 'bits_per_second': rates}

@@ -1,5 +1,7 @@
 """The README.md of a released codec: metadata that the Hugging Face Hub reads, and how to use the codec."""
 
+from affectcodec_jax.common.constants import FRAME_RATE
+
 _CARD = """\
 ---
 {metadata}
@@ -70,7 +72,7 @@ def text(config, step, fingerprint, files, title, packaged_teacher):
               *(['license: cc-by-nc-sa-4.0'] if packaged_teacher else []),
               'tags:', *(f'- {tag}' for tag in ('audio', 'speech', 'neural-codec', 'emotion', 'jax', 'flax',
                                                 'arxiv:2605.23373'))]
-  rates = [f'{m * bits / 20:g}' for m in config.rates]  # 50 frames a second
+  rates = [f'{m * bits * FRAME_RATE / 1000:g}' for m in config.rates]
   return _CARD.format(
       metadata='\n'.join(metadata), title=title, rates=', '.join(rates), lowest=rates[0], step=step,
       backbone=config.model.backbone, quantizer=config.model.quantizer, stages=config.model.num_stages,

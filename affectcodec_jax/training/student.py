@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from affectcodec_jax.common.evenly import evenly
 from affectcodec_jax.common.files import write_json
 from affectcodec_jax.config import crop_samples
 from affectcodec_jax.data import pipeline
@@ -58,8 +59,8 @@ def evaluate_student(config, frozen, source, count=200):
   both = jax.jit(lambda audio, mask: (teacher_features(config, frozen, audio, mask)[0],
                                       encoder_features(config, frozen, audio, mask)[0]))
   targets, guesses = [], []
-  for i in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
-    item = source[int(i)]
+  for i in evenly(range(len(source)), count):
+    item = source[i]
     if item is not None:
       audio, mask = padded_clip(item['audio'])
       target, guess = both(audio, mask)
