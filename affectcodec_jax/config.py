@@ -34,7 +34,7 @@ CODEC_FIELDS = {
 TRAINING_FIELDS = {
     'teacher': ('layer',),
     'loss': ('mel', 'mel_floor', 'waveform', 'adversarial', 'feature_matching', 'commitment', 'emotion',
-             'cycle', 'multi_rate', 'pitch', 'voicing'),
+             'posterior', 'cycle', 'multi_rate', 'pitch', 'voicing'),
     'data': ('source', 'path', 'tfds_name', 'tfds_dir', 'train_split', 'eval_split', 'num_clips',
              'min_seconds', 'crop_seconds', 'gain_db', 'speed', 'equalise_db', 'num_workers'),
     'train': ('steps', 'batch_size', 'accumulate', 'remat', 'parallel', 'fsdp', 'lr', 'disc_lr', 'beta1',
@@ -128,6 +128,9 @@ def validate(config: ConfigDict) -> None:
   if config.teacher.kind != 'compact' and not config.teacher.path:
     raise UserError(f'teacher.path is empty: {config.teacher.kind} is not in the package; convert its '
                     'checkpoint with python -m affectcodec_jax teacher convert')
+  if config.loss.posterior and config.teacher.kind != 'compact':
+    raise UserError(f'loss.posterior={config.loss.posterior}: a teacher of kind {config.teacher.kind} does '
+                    'not classify emotions; give --config.loss.posterior=0')
   if t.stage_start not in ('spread', 'refine'):
     raise UserError(f"train.stage_start='{t.stage_start}'; use spread or refine")
   if t.parallel not in ('pmap', 'mesh'):

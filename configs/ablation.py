@@ -15,6 +15,7 @@ def get_config(variant='cem'):
   c = lite_config()
   c.update_from_flattened_dict(VARIANTS[variant])
   c.loss.adversarial = 0.0
+  c.loss.posterior = 0.0  # the paper has none
   c.data.crop_seconds = 0.96
   c.train.steps = 1000
   c.train.checkpoint_every = 200

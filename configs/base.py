@@ -58,6 +58,7 @@ def get_config():
   c.loss.feature_matching = 2.0
   c.loss.commitment = 5.0  # alpha
   c.loss.emotion = 2.0  # beta
+  c.loss.posterior = 0.0  # of emotions by the compact teacher's head, original against emotion block
   c.loss.cycle = 5.0  # lambda
   c.loss.multi_rate = 1.0  # delta: share of mel and cycle at all rates, over that at the clip's; 0: none
   c.loss.pitch = 4.0  # of the lite backbone's decoder, as the next one

@@ -6,6 +6,8 @@ import librosa
 import numpy as np
 import pytest
 import scipy.signal
+import scipy.special
+import scipy.stats
 
 from affectcodec_jax import spectral
 from affectcodec_jax.emotion.compact import Teacher
@@ -160,6 +162,11 @@ def test_emotion_losses_by_hand():
   np.testing.assert_allclose(losses.emotion_cycle(a, b), (1 - cosine).mean(-1), rtol=1e-5)
   np.testing.assert_allclose(losses.emotion_l2(a, b), ((a - b) ** 2).mean((1, 2)), rtol=1e-5)
   np.testing.assert_allclose(losses.emotion_cycle(a, a), 0, atol=1e-5)
+  p, q = (scipy.special.softmax(x[:, 0], axis=-1) for x in (a, b))
+  divergence = losses.emotion_posterior(b[:, 0], a[:, 0])
+  np.testing.assert_allclose(divergence, scipy.stats.entropy(p, q, axis=-1), rtol=1e-4)
+  np.testing.assert_allclose(losses.emotion_posterior(a[:, 0], a[:, 0]), 0, atol=1e-6)
+  assert (np.asarray(jax.grad(lambda x: losses.emotion_posterior(b[:, 0], x).sum())(a[:, 0])) == 0).all()
 
 
 @pytest.mark.parametrize('frames', [1, 2, 7, 50])

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from affectcodec_jax import config as config_lib
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.emotion.teachers import teacher_features
+from affectcodec_jax.emotion.teachers import make_teacher, teacher_features
 from affectcodec_jax.models.codec import Codec, init_params, make_codec
 from affectcodec_jax.training import losses, parallel
 from affectcodec_jax.training.state import make_optimizer
@@ -127,11 +128,15 @@ def test_the_loss_is_of_each_clip_at_its_own_rate(multi_rate):
 
   def mel_of(audio_at_a_rate):
     return losses.mel_distance(losses.mel_targets(audio_at_a_rate, floor), losses.mel_targets(audio, floor))
+  held = np.stack([emotion[r][i] for i, r in enumerate(rate)])
+  head = functools.partial(make_teacher(config).apply, {'params': teacher['teacher']}, method='logits')
+  predicted, wanted = (jax.nn.softmax(head(x)) for x in (held, features))
   expected = {
       'mel': mel_of(own).mean(),
       'waveform': np.abs(own - audio).mean(),
       'commitment': np.mean([commitment[:config.rates[r], i].mean() for i, r in enumerate(rate)]),
-      'emotion': losses.emotion_l2(np.stack([emotion[r][i] for i, r in enumerate(rate)]), features).mean(),
+      'emotion': losses.emotion_l2(held, features).mean(),
+      'posterior': scipy.stats.entropy(wanted, predicted, axis=-1).mean(),
       'cycle': losses.emotion_cycle(teacher_features(config, teacher, own), features).mean(),
   }
   if multi_rate:  # half at the clips' rates, half at all rates alike
@@ -228,6 +233,15 @@ def test_batch_must_divide_over_devices_and_pieces(tiny_config):
   tiny_config.train.update(parallel='pmap')
   with pytest.raises(UserError, match='needs train.parallel=mesh'):
     config_lib.validate(tiny_config)
+
+
+def test_a_teacher_that_classifies_nothing_has_no_posterior():
+  config = tiny(lite.get_config())
+  config.teacher.update(kind='whisper_base', dim=512, path='w.safetensors')
+  with pytest.raises(UserError, match='does not classify emotions; give --config.loss.posterior=0'):
+    config_lib.validate(config)
+  config.loss.posterior = 0.0
+  config_lib.validate(config)
 
 
 def test_strides_are_asked_of_the_dac_style_backbone_alone(tiny_config):

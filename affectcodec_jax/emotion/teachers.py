@@ -74,6 +74,12 @@ def teacher_features(config, frozen, audio, mask=None):
   return network.apply({'params': params}, audio, mask, method='features')
 
 
+def teacher_logits(config, frozen, features):
+  """Utterance logits `[batch, emotions]` of the compact teacher's head on features `[batch, T, dim]`."""
+  params = jax.lax.stop_gradient(frozen['teacher'])
+  return make_teacher(config).apply({'params': params}, features, method='logits')
+
+
 def encoder_features(config, frozen, audio, mask=None):
   """What the encoder reads, as `teacher_features`: the student's guess, or without one the teacher."""
   if 'student' not in frozen:

@@ -76,6 +76,16 @@ def emotion_l2(predicted, target):
   return jnp.mean((predicted - jax.lax.stop_gradient(target)) ** 2, axis=(1, 2))
 
 
+def emotion_posterior(predicted, target):
+  """Kullback-Leibler divergence of the emotions' probabilities, from logits `[batch, emotions]`: `[batch]`.
+
+  Of the teacher's head on its features and on those that the emotion block holds. A squared error spends
+  the block's few bits on whatever features vary most in, which is not emotion (docs/emotion.md).
+  """
+  p, q = jax.nn.log_softmax(jax.lax.stop_gradient(target)), jax.nn.log_softmax(predicted)
+  return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+
+
 def emotion_cycle(predicted, target):
   """Mean over frames of 1 - cos between teacher features of x^ and of x, `[batch, frames, dim]`."""
   target = jax.lax.stop_gradient(target)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from affectcodec_jax.emotion.teachers import encoder_features, teacher_features
+from affectcodec_jax.emotion.teachers import encoder_features, teacher_features, teacher_logits
 from affectcodec_jax.models.codec import Codec, make_codec, make_discriminator
 from affectcodec_jax.training import losses
 from affectcodec_jax.training.state import TrainState, make_optimizer
@@ -137,6 +137,9 @@ def generator_loss(params, disc_params, frozen, batch, rounding, config, adversa
       'emotion': losses.emotion_l2(emotion, features).mean(),
       'cycle': mixed(cycle),
   } | {name: value.mean() for name, value in pitch.items()}
+  if weight.posterior:
+    logits = [teacher_logits(config, frozen, x) for x in (emotion, features)]
+    parts['posterior'] = losses.emotion_posterior(*logits).mean()
   if adversarial:
     real, fake = discriminated(discriminator, disc_params, audio, at_rate)
     parts['adversarial'] = losses.adversarial_loss(fake).mean()
