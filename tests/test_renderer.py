@@ -27,7 +27,7 @@ def lite_release(tmp_path):
 def test_controls_are_fitted_to_what_source_and_filters_can_say(one_mel_scale):
   """A clip that was rendered: from flat filters the fit finds most of the way back, whatever the noise."""
   rng = np.random.default_rng(0)
-  shape = (1, 2 * 20, source_filter.BINS)
+  shape = (1, source_filter.SUB_FRAMES * 20, source_filter.BINS)
   pitch = np.zeros((1, 20, source_filter.PITCH_CLASSES), np.float32)
   pitch[..., 60] = 20.0
   flat = source_filter.Controls(pitch, pitch[..., 0], np.full(shape, -3.5, np.float32),

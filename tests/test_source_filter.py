@@ -98,7 +98,7 @@ def test_filters_shape_the_source():
   """A gain of the pulse train's filter at all bins is a gain of the pulse train; its phase a delay."""
   frames = 12
   _, increments = _increments(1, frames)
-  shape = (1, 2 * frames, sf.BINS)
+  shape = (1, sf.SUB_FRAMES * frames, sf.BINS)
   delay = 5  # samples
   turn = -2 * np.pi * np.arange(sf.BINS) * delay / sf.WINDOW
   controls = sf.Controls(None, None, jnp.full(shape, np.log(0.3)), jnp.broadcast_to(turn, shape),

@@ -43,7 +43,7 @@ class Controls(NamedTuple):
   Attributes:
     pitch: logits of the classes, `[batch, frames, PITCH_CLASSES]`.
     voicing: logit of the frame being voiced, `[batch, frames]`; a training signal only.
-    harmonic: log-gain of the pulse train's filter, `[batch, 2 * frames, BINS]`.
+    harmonic: log-gain of the pulse train's filter, `[batch, SUB_FRAMES * frames, BINS]`.
     phase: its phase in radians, the same shape.
     noise: log-gain of the noise's filter, the same shape.
   """
@@ -94,7 +94,7 @@ class SourceFilterDecoder(nn.Module):
       return y.astype(jnp.float32)
 
     def sub_frames(y):
-      return y.reshape(y.shape[0], -1, BINS)  # [B, T, 2 * bins] -> [B, 2 * T, bins]
+      return y.reshape(y.shape[0], -1, BINS)  # [B, T, sub-frames * bins] -> [B, sub-frames * T, bins]
 
     return Controls(head('pitch', PITCH_CLASSES), head('voicing', 1)[..., 0],
                     sub_frames(head('harmonic', SUB_FRAMES * BINS, -3.5)),
@@ -217,7 +217,7 @@ def render(controls, source):
   phase, rate = phases(source)
   index = positions(source)
   pulses, noise = (jax.lax.stop_gradient(x) for x in (pulse_train(phase, rate), white_noise(index)))
-  pr, pi = stft(pulses, WINDOW, SUB_HOP)  # [B, 2 * T, bins]
+  pr, pi = stft(pulses, WINDOW, SUB_HOP)  # [B, sub-frames * T, bins]
   nr, ni = stft(noise, WINDOW, SUB_HOP)
   gain, hiss = (jnp.exp(jnp.minimum(x, _MAX_LOG_GAIN)) for x in (controls.harmonic, controls.noise))
   cos, sin = gain * jnp.cos(controls.phase), gain * jnp.sin(controls.phase)
