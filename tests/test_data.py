@@ -330,6 +330,13 @@ def test_pitch_is_tracked_once_and_read_then(tmp_path, monkeypatch):
   file.write_bytes(file.read_bytes()[:7])  # damaged: as good as absent
   monkeypatch.undo()
   np.testing.assert_array_equal(pitch.cached_track(recording, tmp_path), first)
+  file.unlink()
+
+  def full(path, data):
+    raise UserError('No space left on device')
+
+  monkeypatch.setattr(pitch, 'write_whole', full)  # a cache is not needed
+  np.testing.assert_array_equal(pitch.cached_track(recording, tmp_path).astype(np.float16), first)
 
 
 def test_silence_has_a_pitch_and_no_voice():

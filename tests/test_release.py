@@ -18,7 +18,7 @@ from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.emotion import teachers
 from affectcodec_jax.inference import release, weights
-from affectcodec_jax.models.params import load_params
+from affectcodec_jax.models.params import load_params, save_params
 from affectcodec_jax.training import checkpoints, losses, parallel
 from affectcodec_jax.training.state import create_state
 from configs import finetune, lite
@@ -85,6 +85,18 @@ def test_a_released_folder_is_a_repository_with_a_model_card(released, tmp_path)
   (tmp_path / 'again' / 'README.md').write_text('precious')
   assert cli.main(['release', str(run), str(tmp_path / 'again')]) == 0
   assert (tmp_path / 'again' / 'README.md').read_text() == 'precious'
+
+
+def test_the_card_has_the_packaged_teachers_licence_for_its_values_alone(released, tmp_path):
+  """Not by the name of a file: another teacher may lie where the package's was copied."""
+  run, _ = released
+  shutil.copytree(run, tmp_path / 'run')
+  teacher = load_params(run / 'teacher.safetensors')
+  teacher['head']['bias'] += 0.5
+  save_params(tmp_path / 'run' / 'teacher.safetensors', teacher)
+  assert cli.main(['release', str(tmp_path / 'run'), str(tmp_path / 'out')]) == 0
+  card = (tmp_path / 'out' / 'README.md').read_text()
+  assert 'license: cc' not in card and 'Not said yet' in card
 
 
 def test_changed_files_are_refused(released, tmp_path):
