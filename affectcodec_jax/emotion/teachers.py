@@ -5,6 +5,8 @@ The encoder reads the student's where there is one (`teacher.student`), else the
 use holds only the one that its encoder reads.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -31,6 +33,14 @@ def make_teacher(config):
   # Its blocks are recomputed in the backward pass: the cycle loss differentiates through all of them.
   return Emotion2Vec(*EMOTION2VEC[config.teacher.kind], dtype=jnp.dtype(config.model.compute_dtype),
                      remat=True)
+
+
+def teacher_shapes(config):
+  """Shapes of the parameters of `make_teacher`, the compact one's head included."""
+  method = '__call__' if config.teacher.kind == 'compact' else 'features'
+  init = functools.partial(make_teacher(config).init, method=method)
+  audio, mask = jnp.zeros((1, 3200)), jnp.ones((1, 10), bool)
+  return jax.eval_shape(init, jax.random.PRNGKey(0), audio, mask)['params']
 
 
 def make_compact(params):

@@ -1,6 +1,5 @@
 """The emotion networks of a codec, from their files, and the fingerprint that ties tokens to a model."""
 
-import functools
 import hashlib
 import json
 import os
@@ -13,7 +12,13 @@ import numpy as np
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.judge import Judge
-from affectcodec_jax.emotion.teachers import WHISPER, make_compact, make_student, make_teacher
+from affectcodec_jax.emotion.teachers import (
+  WHISPER,
+  make_compact,
+  make_student,
+  make_teacher,
+  teacher_shapes,
+)
 from affectcodec_jax.models.codec import init_params
 from affectcodec_jax.models.params import load_params
 
@@ -52,11 +57,8 @@ def load_teacher(config, path=''):
                     + (', or leave teacher.path empty' if kind == 'compact' else ''))
   params = load_params(path)
   network = make_teacher(config)
-  features = (jnp.zeros((1, 3200)), jnp.ones((1, 10), bool))
-  shapes = jax.eval_shape(functools.partial(network.init, method='features'), jax.random.PRNGKey(0),
-                          *features)['params']
   what = f'a {config.teacher.kind} teacher of width teacher.dim={config.teacher.dim}'
-  _check_shapes(path, params, shapes, what)
+  _check_shapes(path, params, teacher_shapes(config), what)
   if config.teacher.kind == 'compact' and make_compact(params).depth != network.depth:
     raise UserError(f'{path}: a teacher of {make_compact(params).depth} layers, but teacher.depth='
                     f'{network.depth}')

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from affectcodec_jax import config as config_lib
 from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.errors import UserError, require_extra
-from affectcodec_jax.emotion.teachers import make_teacher
+from affectcodec_jax.emotion.teachers import teacher_shapes
 from affectcodec_jax.inference import weights
 from affectcodec_jax.training import parallel
 from affectcodec_jax.training.state import create_state
@@ -101,10 +101,9 @@ def slice_of(topology):
 def abstract_arguments(config):
   """Shapes of (state, frozen parameters, batch) of `config`; no file is read but a student's."""
   audio = jax.ShapeDtypeStruct((config.train.batch_size, config_lib.crop_samples(config)), jnp.float32)
-  of_teacher = functools.partial(make_teacher(config).init, method='features')
   frames = jax.ShapeDtypeStruct((audio.shape[0], audio.shape[1] // HOP_LENGTH), jnp.float32)
   rng = jax.ShapeDtypeStruct((2,), jnp.uint32)
-  frozen = {'teacher': jax.eval_shape(of_teacher, rng, audio)['params']}
+  frozen = {'teacher': teacher_shapes(config)}
   if config.teacher.student:
     frozen['student'] = weights.load_student(config, config.teacher.student)
   state = jax.eval_shape(functools.partial(create_state, config), rng, frozen, audio)
