@@ -73,7 +73,7 @@ def _train(config, workdir, files, init_from):
   from affectcodec_jax.training.samples import make_sampler
   from affectcodec_jax.training.state import create_state
   from affectcodec_jax.training.validation import make_validator
-  from affectcodec_jax.training.workdir import open_workdir
+  from affectcodec_jax.training.workdir import open_run
 
   # ---- Devices and folder ----
   use_compilation_cache()
@@ -84,7 +84,7 @@ def _train(config, workdir, files, init_from):
   say = (lambda *a: print(*a, flush=True)) if chief else (lambda *a: None)
   local_batch = parallel.local_batch_size(config)
   devices = parallel.make_parallel(config)
-  changed = open_workdir(config, workdir, files.folder)
+  changed = open_run(config, workdir, files.folder)
   if changed:
     say(f'not as this run was before: {", ".join(changed)}')
   say(f'{jax.device_count()} {jax.default_backend()} device(s), batch {config.train.batch_size} x '

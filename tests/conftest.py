@@ -11,9 +11,7 @@ os.environ['XLA_FLAGS'] = (
     ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
     ' --xla_cpu_use_fusion_emitters=false').strip()
 
-from flax import struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,10 +21,10 @@ from affectcodec_jax.common.files import write_json
 from affectcodec_jax.inference import release, weights
 from affectcodec_jax.models.codec import init_params
 from affectcodec_jax.models.params import load_params, save_params
-from affectcodec_jax.training import losses, parallel, samples
-from affectcodec_jax.training import state as state_lib
+from affectcodec_jax.training import losses, samples
 from affectcodec_jax.training.state import create_state
 from configs.base import get_config
+from tests import small_step
 
 # Of processes that tests start.
 ONE_DEVICE = os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count=1')
@@ -116,30 +114,10 @@ def untrained(tmp_path_factory):
   return folder
 
 
-@struct.dataclass
-class State:
-  """What checkpoints need of a training state."""
-
-  step: int
-  ema: dict
-  params: dict
-
-
 @pytest.fixture
-def eight_numbers(monkeypatch):
-  """Configuration of a run whose step moves eight numbers by the level of its batch: little to compile."""
-  def create_state(config, rng, frozen, audio):
-    weights = jax.random.normal(rng, (8,)) + jnp.mean(audio)
-    return State(jnp.int32(0), {'w': weights}, {'w': weights})
-
-  def train_step(state, frozen, batch, **options):
-    level = jnp.mean(jnp.abs(batch['audio']))
-    params = {'w': 0.9 * state.params['w'] + level}
-    ema = {'w': 0.5 * (state.ema['w'] + params['w'])}
-    return State(state.step + 1, ema, params), {'loss/mel': level, 'finite': jnp.float32(1)}
-
-  monkeypatch.setattr(state_lib, 'create_state', create_state)
-  monkeypatch.setattr(parallel, 'train_step', train_step)
+def small_run(monkeypatch):
+  """Configuration of a run with `small_step`."""
+  small_step.install(monkeypatch.setattr)
   monkeypatch.setattr(samples, 'make_sampler', lambda *a: lambda ema: {'0_original': np.zeros(320)})
   return tiny(get_config())
 

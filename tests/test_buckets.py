@@ -24,7 +24,8 @@ from affectcodec_jax.inference import release
 from affectcodec_jax.models.params import load_params
 from affectcodec_jax.training import checkpoints
 from configs.base import get_config
-from tests.conftest import Position, State, run_until, tiny
+from tests.conftest import Position, run_until, tiny
+from tests.small_step import State
 
 
 @pytest.fixture(scope='module')
@@ -63,9 +64,9 @@ def put(fs, source, address):
 
 
 @pytest.fixture
-def config(eight_numbers):
-  eight_numbers.train.update(num_samples=1, sample_every=3)
-  return eight_numbers
+def config(small_run):
+  small_run.train.update(num_samples=1, sample_every=3)
+  return small_run
 
 
 def run(config, workdir):

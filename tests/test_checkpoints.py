@@ -10,7 +10,8 @@ import pytest
 from affectcodec_jax.inference import restore
 from affectcodec_jax.training import checkpoints, parallel
 from configs.base import get_config
-from tests.conftest import Position, State
+from tests.conftest import Position
+from tests.small_step import State
 
 
 def _state():

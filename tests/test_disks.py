@@ -18,7 +18,8 @@ from affectcodec_jax.common.errors import UserError, run_command
 from affectcodec_jax.tokens import afc, shards
 from affectcodec_jax.training import checkpoints
 from affectcodec_jax.training import logging as logging_lib
-from tests.conftest import Position, State
+from tests.conftest import Position
+from tests.small_step import State
 
 NOISE = (np.random.default_rng(0).normal(size=16000 * 300) * 0.1).astype(np.float32)
 SUFFIXES = ('wav', 'flac', 'ogg', 'mp3')

@@ -75,26 +75,16 @@ def test_local_tells_what_is_missing(fake, args, message):
   assert done.returncode == 2 and message in done.stderr and not (fake / 'calls').exists()
 
 
-# A step that moves some numbers by the level of the whole batch: the real one takes a minute to compile in
-# each process, and that many devices make the same of it as one is shown by `test_n_devices_equal_one`.
+# The real step takes a minute to compile in each process; that many devices make the same of it as one is
+# shown by `test_n_devices_equal_one`.
 SMALL_PYTHON = r'''#!/usr/bin/env bash
 export PATH="$REAL_PATH"
 [[ $1 == -m ]] || exec python "$@"
 exec python -c '
 import sys
-from flax import struct
-import jax.numpy as jnp
 from affectcodec_jax import train
-from affectcodec_jax.training import parallel, state
-State = struct.dataclass(type("State", (), {"__annotations__": {"step": int, "ema": dict, "params": dict}}))
-def create_state(config, rng, frozen, audio):
-  w = jnp.linspace(0, 1, 4096) + jnp.mean(audio)
-  return State(jnp.int32(0), {"w": w}, {"w": w})
-def train_step(state, frozen, batch, **options):
-  level = jnp.mean(jnp.abs(batch["audio"]))
-  params = {"w": 0.9 * state.params["w"] + level}
-  return State(state.step + 1, params, params), {"loss/mel": level, "finite": jnp.float32(1)}
-state.create_state, parallel.train_step = create_state, train_step
+from tests import small_step
+small_step.install()
 sys.exit(train.main())' "${@:3}"
 '''
 

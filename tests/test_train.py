@@ -16,7 +16,7 @@ from affectcodec_jax import train as train_lib
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.inference import restore
 from affectcodec_jax.training import checkpoints, parallel
-from affectcodec_jax.training.workdir import open_workdir
+from affectcodec_jax.training.workdir import open_run
 from configs import lite
 from tests.conftest import ONE_DEVICE, run_until, state_and_teacher, tiny
 
@@ -60,9 +60,9 @@ def test_resumed_run_is_bit_equal_to_a_straight_one(config, tmp_path):
                                       'loss/pitch', 'loss/adversarial', 'loss/discriminator'))
 
 
-def test_damaged_checkpoints_are_passed_over(eight_numbers, tmp_path, capsys):
+def test_damaged_checkpoints_are_passed_over(small_run, tmp_path, capsys):
   """A flipped bit, a cut file and an empty folder: the newest sound one is used, nothing deleted."""
-  config = eight_numbers
+  config = small_run
   config.train.keep_checkpoints = 5
   train_lib.train(config.copy_and_resolve_references(), tmp_path)
   root = tmp_path / 'checkpoints'
@@ -101,13 +101,13 @@ def test_nan_stops_the_run_and_names_metric_and_step(config, tmp_path, monkeypat
 
 def test_other_model_in_the_same_folder_is_refused(config, tmp_path):
   config_lib.save_config(tmp_path / 'config.json', config)
-  assert open_workdir(config, tmp_path, tmp_path) == []
+  assert open_run(config, tmp_path, tmp_path) == []
   config.train.steps += 1  # reported, not refused
   changed = f'train.steps={config.train.steps} (was {config.train.steps - 1})'
-  assert open_workdir(config, tmp_path, tmp_path) == [changed]
+  assert open_run(config, tmp_path, tmp_path) == [changed]
   config.model.encoder_dim += 1
   with pytest.raises(UserError, match='model.encoder_dim'):
-    open_workdir(config, tmp_path, tmp_path)
+    open_run(config, tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize('args, message', [

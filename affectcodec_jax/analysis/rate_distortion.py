@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from affectcodec_jax.analysis.codes import padded_clip, read_items
+from affectcodec_jax.common.constants import FRAME_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import teacher_features
 from affectcodec_jax.models.bd_rfsq import BDRFSQ
@@ -82,7 +83,7 @@ def windows(features, frames):
   """
   cut = [f[i:i + frames] for f in features for i in range(0, len(f) - frames + 1, frames)]
   if not cut:
-    raise UserError(f'no file is {frames / 50:g} s long; give longer files or a smaller --seconds')
+    raise UserError(f'no file is {frames / FRAME_RATE:g} s long; give longer files or a smaller --seconds')
   return np.stack(cut)
 
 

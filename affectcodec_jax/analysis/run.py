@@ -9,6 +9,7 @@ OUT/results.json and OUT/NAME.png and prints a table. Needs requirements-eval.tx
 
 import os
 
+from affectcodec_jax.common.constants import FRAME_RATE
 from affectcodec_jax.common.errors import UserError
 
 
@@ -152,7 +153,7 @@ def rate_distortion(args, picture):
   from affectcodec_jax.common import progress
   from affectcodec_jax.config import parse_args, validate
   from affectcodec_jax.inference import weights
-  frames = int(args.seconds * 50)
+  frames = int(args.seconds * FRAME_RATE)
   if min(args.steps, args.batch_size, args.num_stages, frames, *args.dimensions) < 1:
     raise UserError('--steps, --batch-size, --num-stages and --dimensions must be at least 1, '
                     '--seconds 0.02')

@@ -26,12 +26,19 @@ _VERSION = 1  # of the tracks in the cache
 _LONGEST_KEPT = 25.0  # seconds
 
 
+def dio(audio, lowest):
+  """Fundamental of `[samples]` every `PERIOD`, float64 `[samples / 80 + 1]` in Hz, 0 where unvoiced.
+
+  It is looked for from `lowest` Hz on; what StoneMask then makes of it may lie a little outside.
+  """
+  x = np.ascontiguousarray(audio, np.float64)
+  f0, at = pyworld.dio(x, SAMPLE_RATE, f0_floor=lowest, f0_ceil=HIGHEST_PITCH, frame_period=1000 * PERIOD)
+  return pyworld.stonemask(x, f0, at, SAMPLE_RATE)
+
+
 def track(audio):
-  """Fundamental of `[samples]` every `PERIOD`, float32 `[samples / 80 + 1]` in Hz, 0 where unvoiced."""
-  x = np.asarray(audio, np.float64)
-  f0, at = pyworld.dio(x, SAMPLE_RATE, f0_floor=LOWEST_PITCH, f0_ceil=HIGHEST_PITCH,
-                       frame_period=1000 * PERIOD)
-  f0 = pyworld.stonemask(x, f0, at, SAMPLE_RATE)
+  """As `dio`, of voices that the decoder can synthesise: float32 `[samples / 80 + 1]`."""
+  f0 = dio(audio, LOWEST_PITCH)
   return np.where((f0 >= LOWEST_PITCH) & (f0 <= HIGHEST_PITCH), f0, 0.0).astype(np.float32)
 
 

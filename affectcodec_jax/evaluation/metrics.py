@@ -57,8 +57,10 @@ def version(metric):
   except metadata.PackageNotFoundError as e:
     raise UserError(f'{e.name} is not installed; requirements-eval.txt in the repository says how') from e
   first = versions[0] if versions else f'affectcodec_jax {affectcodec_jax.__version__}'
-  digest = hashlib.blake2b(b''.join(f.read_bytes() for f in metric.files), digest_size=4).hexdigest()
-  return f'{first}, {digest}' if metric.files else first
+  if not metric.files:
+    return first
+  read = b''.join(f.read_bytes() for f in metric.files)
+  return f'{first}, {hashlib.blake2b(read, digest_size=4).hexdigest()}'
 
 
 def remembered(f):

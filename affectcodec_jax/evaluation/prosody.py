@@ -1,14 +1,6 @@
 """Pitch and loudness of a decoded file against its original's."""
 
-import warnings
-
 import numpy as np
-
-from affectcodec_jax.audio import SAMPLE_RATE
-
-with warnings.catch_warnings():
-  warnings.simplefilter('ignore')  # of pyworld's own imports
-  import pyworld
 
 FRAME = 320  # 20 ms
 SILENCE_DB = 30.0  # frames this far below the original's loudest one are pauses
@@ -16,9 +8,8 @@ SILENCE_DB = 30.0  # frames this far below the original's loudest one are pauses
 
 def pitch(audio):
   """Fundamental frequency of `[samples]` in Hz every 5 ms, 0 where unvoiced (WORLD: DIO, StoneMask)."""
-  audio = np.ascontiguousarray(audio, np.float64)
-  f0, times = pyworld.dio(audio, SAMPLE_RATE, f0_floor=60.0, f0_ceil=600.0)
-  return pyworld.stonemask(audio, f0, times, SAMPLE_RATE)
+  from affectcodec_jax.data.pitch import dio  # half a second of imports, for scores of pitch alone
+  return dio(audio, 60.0)
 
 
 def compare_pitch(reference, decoded):

@@ -8,7 +8,7 @@ from affectcodec_jax.common.files import make_folder
 from affectcodec_jax.inference import release
 
 
-def open_workdir(config, workdir, folder):
+def open_run(config, workdir, folder):
   """Creates the folder; refuses to continue a run there with another model.
 
   Args:
