@@ -40,7 +40,7 @@ TRAINING_FIELDS = {
     'train': ('steps', 'batch_size', 'accumulate', 'remat', 'parallel', 'fsdp', 'lr', 'disc_lr', 'beta1',
               'beta2', 'weight_decay', 'clip_norm', 'warmup_steps', 'final_lr_fraction', 'ema_decay',
               'adversarial_start', 'stage_dropout', 'rate_probs', 'stage_start', 'stage_fade',
-              'bypass_steps', 'full_rate_steps', 'unquantized_steps', 'rounding_steps', 'true_pitch_steps',
+              'unquantized_steps', 'rounding_steps', 'true_pitch_steps',
               'decoder_only', 'checkpoint_every', 'keep_checkpoints', 'log_every', 'sample_every',
               'num_samples', 'valid_clips', 'distributed'),
 }

@@ -100,8 +100,6 @@ def get_config():
   c.train.rate_probs = (0.5, 0.3, 0.2)
   c.train.stage_start = 'spread'  # or 'refine': what stages read at the start, see models/bd_rfsq.py
   c.train.stage_fade = 0.7  # a stage's loudness at the start, over that of the one before it
-  c.train.bypass_steps = 0  # the decoder reads what is not quantised less and less often, then never
-  c.train.full_rate_steps = 0  # steps in which no stage is dropped
   c.train.unquantized_steps = 0  # steps without rounding in the quantiser,
   c.train.rounding_steps = 0  # and those in which it sets in
   c.train.true_pitch_steps = 800  # lite: the source has true pitch less and less often, then never

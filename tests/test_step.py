@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -62,8 +61,7 @@ def test_without_multi_rate_each_clip_is_decoded_once():
   after, metrics = step(state, teacher, training_batch(config))
   assert bool(metrics['finite']) and 'loss/mel_1_stages' not in metrics
   loss = functools.partial(generator_loss, config=config, adversarial=False)
-  data = training_batch(config) | {'rate': np.zeros(8, np.int32), 'follow': np.ones(8, bool),
-                                   'bypass': np.zeros(8, bool)}
+  data = training_batch(config) | {'rate': np.zeros(8, np.int32), 'follow': np.ones(8, bool)}
   decoded = jax.eval_shape(loss, state.params, state.disc_params, teacher, data, 1.0)[1][1]
   assert decoded.shape == batch(config).shape
   for old, new, average in zip(*(jax.tree.leaves(t) for t in (state.ema, after.params, after.ema))):
@@ -96,17 +94,13 @@ def test_decoder_only_leaves_the_tokens():
 
 @pytest.mark.parametrize('multi_rate', [1.0, 0.0])
 def test_the_loss_is_of_each_clip_at_its_own_rate(multi_rate):
-  """Against every clip decoded by itself, from its own prefix or past the quantiser.
-
-  Sums in another order, so 1e-4.
-  """
+  """Against every clip decoded by itself, from its own prefix; sums in another order, so 1e-4."""
   config = tiny(lite.get_config())
   config.loss.multi_rate = multi_rate
   state, teacher = state_and_teacher(config)
   rate = np.array([2, 0, 1, 0])
-  bypass = np.array([False, False, True, True])
   data = {k: v[:4] for k, v in training_batch(config).items()} | {
-      'rate': rate, 'follow': np.ones(4, bool), 'bypass': bypass}
+      'rate': rate, 'follow': np.ones(4, bool)}
   audio, f0, voiced = data['audio'], data['f0'], data['voiced']
   features = jax.jit(functools.partial(teacher_features, config))(teacher, audio)
   codec, mask = make_codec(config), np.ones(features.shape[:2], bool)
@@ -117,7 +111,7 @@ def test_the_loss_is_of_each_clip_at_its_own_rate(multi_rate):
       return codec.apply({'params': params}, *args, method=method)
     u = call(Codec.analyse, audio, features, mask)
     q = call(Codec.quantize, u)
-    latents = [jnp.where(bypass[:, None, None], u, call(Codec.latent, q.values[:m])) for m in config.rates]
+    latents = [call(Codec.latent, q.values[:m]) for m in config.rates]
     return [call(Codec.synthesise_along, z, f0, data['follow']) for z in latents], q.commitment, [
         call(Codec.emotion_features, z) for z in latents]
 
@@ -169,14 +163,15 @@ def test_validation_is_the_loss_of_held_out_clips():
   assert list(found) == [f'valid/mel_{m}_stages' for m in config.rates]
   loss = jax.jit(functools.partial(generator_loss, config=config, adversarial=False))
   for rate, value in enumerate(found.values()):
-    clips = data | {'rate': np.full(8, rate), 'follow': np.zeros(8, bool), 'bypass': np.zeros(8, bool)}
+    clips = data | {'rate': np.full(8, rate), 'follow': np.zeros(8, bool)}
     parts = loss(state.params, state.disc_params, teacher, clips, 1.0)[1][0]
     np.testing.assert_allclose(value, parts['mel'], rtol=1e-4)
 
 
 def test_stage_dropout_is_biased(tiny_config):
   """Frequencies of 20000 draws: 0.25 + 0.75 * 0.2 at the top; 0.02 is five standard errors."""
-  rates = np.asarray(draw_rates(tiny_config, jax.random.key(0), 20000, 0.75))
+  tiny_config.train.stage_dropout = 0.75
+  rates = np.asarray(draw_rates(tiny_config, jax.random.key(0), 20000))
   share = np.bincount(rates, minlength=3) / 20000
   np.testing.assert_allclose(share, [0.375, 0.225, 0.4], atol=0.02)
 
@@ -260,15 +255,12 @@ def test_strides_are_asked_of_the_dac_style_backbone_alone(tiny_config):
 
 def test_the_schedule_at_its_corners():
   config = tiny(lite.get_config())
-  config.train.update(unquantized_steps=500, rounding_steps=300, true_pitch_steps=800, bypass_steps=1000,
-                      full_rate_steps=650, stage_dropout=0.75)
+  config.train.update(unquantized_steps=500, rounding_steps=300, true_pitch_steps=800)
   found = jax.tree.map(lambda *x: np.stack(x), *[schedule(config, s) for s in (0, 499, 649, 799, 5000)])
   np.testing.assert_allclose(found.rounding, [0, 0, 0.5, 1, 1], atol=1e-6)
   np.testing.assert_allclose(found.true_pitch, [1, 301 / 800, 151 / 800, 1 / 800, 0], atol=1e-6)
-  np.testing.assert_allclose(found.bypass, [1, 0.501, 0.351, 0.201, 0], atol=1e-6)
-  np.testing.assert_allclose(found.dropout, [0, 0, 0, 0.75, 0.75])
-  config.train.update(bypass_steps=0, true_pitch_steps=0)  # never, not in the first step either
-  assert schedule(config, 0).bypass == schedule(config, 0).true_pitch == 0
+  config.train.update(true_pitch_steps=0)  # never, not in the first step either
+  assert schedule(config, 0).true_pitch == 0
 
 
 def test_only_matrices_decay():

@@ -19,43 +19,37 @@ from affectcodec_jax.training import losses
 from affectcodec_jax.training.state import TrainState, make_optimizer
 
 
-def draw_rates(config, rng, batch_size, dropout):
+def draw_rates(config, rng, batch_size):
   """Index into `config.rates` for each clip, `[batch_size]` int32: biased stage dropout.
 
-  With probability `dropout` a rate from the categorical `rate_probs`, else the highest.
+  With probability `train.stage_dropout` a rate from the categorical `rate_probs`, else the highest.
   """
   drop_rng, rate_rng = jax.random.split(rng)
   logits = jnp.log(jnp.asarray(config.train.rate_probs))
   drawn = jax.random.categorical(rate_rng, logits, shape=(batch_size,))
-  dropped = jax.random.bernoulli(drop_rng, dropout, (batch_size,))
+  dropped = jax.random.bernoulli(drop_rng, config.train.stage_dropout, (batch_size,))
   return jnp.where(dropped, drawn, len(config.rates) - 1)
 
 
 class Schedule(NamedTuple):
-  """What changes from step to step: `rounding` as in `fsq.quantize`, and probabilities for each clip.
+  """What changes from step to step.
 
   Attributes:
-    rounding: none for `unquantized_steps`, then by and by within `rounding_steps`.
-    bypass: that the decoder reads the encoder's output, past the quantiser: falls from 1 to 0 within
-      `bypass_steps`. It learns to render far sooner than what is rendered can be put into few codes.
-    dropout: of stage dropout: 0 for `full_rate_steps`, then `stage_dropout`.
-    true_pitch: that a clip's source has its true pitch: the predicted one means nothing yet.
+    rounding: as in `fsq.quantize`; none for `unquantized_steps`, then by and by within `rounding_steps`.
+    true_pitch: probability that a clip's source has its true pitch, falling from 1 to 0 within
+      `true_pitch_steps`: the predicted one means nothing yet.
   """
 
   rounding: jax.Array
-  bypass: jax.Array
-  dropout: jax.Array
   true_pitch: jax.Array
 
 
 def schedule(config, step) -> Schedule:
   """The `Schedule` of section `train` at `step`."""
   t = config.train
-  falling = lambda steps: jnp.clip(1 - step / steps, 0.0, 1.0) if steps else jnp.zeros(())
   return Schedule(
       rounding=jnp.clip((step + 1 - t.unquantized_steps) / max(t.rounding_steps, 1), 0.0, 1.0),
-      bypass=falling(t.bypass_steps), dropout=jnp.where(step < t.full_rate_steps, 0.0, t.stage_dropout),
-      true_pitch=falling(t.true_pitch_steps))
+      true_pitch=jnp.clip(1 - step / t.true_pitch_steps, 0.0, 1.0) if t.true_pitch_steps else jnp.zeros(()))
 
 
 def learns(config, name):
@@ -80,7 +74,6 @@ def _reconstruct(config, codec, params, batch, features, rounding):
   commitment = jnp.sum(active * quantized.commitment, 0) / jnp.sum(active, 0)
   latents = jnp.stack([codec.apply(variables, quantized.values[:m], method=Codec.latent)
                        for m in config.rates], axis=1)  # [B, R, T, d]
-  latents = jnp.where(batch['bypass'][:, None, None, None], u[:, None], latents)
   at_rate = at_clip_rate(latents, rate)  # [B, T, d]
   emotion = codec.apply(variables, at_rate, method=Codec.emotion_features)
   every = latents if config.loss.multi_rate else at_rate[:, None]  # [B, R, T, d]
@@ -211,9 +204,8 @@ def mean_gradients(params, disc_params, frozen, rng, step, batch, *, config, adv
   now = schedule(config, step)
   # Drawn for the global batch and sliced, so the number of devices changes nothing.
   rng = jax.random.fold_in(rng, step)
-  drawn = {'rate': draw_rates(config, rng, devices * clips, now.dropout),
-           'follow': jax.random.bernoulli(jax.random.fold_in(rng, 2), now.true_pitch, (devices * clips,)),
-           'bypass': jax.random.bernoulli(jax.random.fold_in(rng, 3), now.bypass, (devices * clips,))}
+  drawn = {'rate': draw_rates(config, rng, devices * clips),
+           'follow': jax.random.bernoulli(jax.random.fold_in(rng, 2), now.true_pitch, (devices * clips,))}
   batch = batch | {name: jax.lax.dynamic_slice_in_dim(x, index * clips, clips) for name, x in drawn.items()}
   grad_fn = functools.partial(gradients, params, disc_params, frozen, rounding=now.rounding, config=config,
                               adversarial=adversarial)
