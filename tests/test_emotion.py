@@ -26,7 +26,8 @@ from affectcodec_jax.data import augment
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.emotion import judges, teachers
 from affectcodec_jax.emotion.compact import Student, Teacher
-from affectcodec_jax.evaluation import ablate
+from affectcodec_jax.evaluation import ablation_table
+from affectcodec_jax.evaluation.run import write_rows
 from affectcodec_jax.inference import weights
 from affectcodec_jax.models.params import load_params
 from affectcodec_jax.training import guide
@@ -336,13 +337,34 @@ def test_student_sizes_are_read_off_the_parameters():
 
 def test_ablation_table_shows_means_and_spread():
   def run(medr, mel):
-    scores = {'mel': {'mean': mel}, 'stoi': None, 'a_macro': {'mean': medr}, 'b_macro': {'mean': 0}}
+    scores = {'mel': {'mean': mel}, 'estoi': None, 'a_macro': {'mean': medr}, 'b_macro': {'mean': 0}}
     return {'judges': ['a', 'b'], 'systems': {
         'original': {'system': 'original', 'kbps': 0.0, 'scores': {}},
         'affectcodec 1.5': {'system': 'affectcodec', 'kbps': 1.5, 'scores': scores}}}
-  table = ablate.make_table({'rvq': {0: run(10, 0.3), 1: run(30, 0.5)}})
+  table = ablation_table.make_table({'rvq': {0: run(10, 0.3), 1: run(30, 0.5)}})
   row = table.splitlines()[-1]
-  assert row.startswith('| 1.5 | rvq | 20.0 ± 10.0 | 0.0 ± 0.0 |') and row.endswith('| 0.400 ± 0.100 |')
+  assert row.startswith('| 1.5 | rvq | 20.0 ± 10.0 | 0.0 ± 0.0 |') and row.endswith('| 0.40 ± 0.10 |')
+
+
+def test_ablation_steps_pair_files_and_seeds(tmp_path):
+  """Speakers differ by 10, seeds by 1, variants by 0.1 in PESQ with each seed and in mel with one."""
+  rng = np.random.default_rng(0)
+  speakers = 10 * rng.normal(size=6)
+  for seed in (0, 1):
+    for variant, pesq, mel in (('rvq', 0, 0), ('cem', 0.1, (0.3, -0.1)[seed])):
+      rows = [{'file': f'{i}', 'speaker': f's{i % 6}', 'emotion': -1, 'label': label,
+               'pesq': speakers[i % 6] + seed + pesq + 0.01 * rng.normal(), 'mel': mel}
+              for i in range(24) for label in ('original', 'affectcodec 6')]
+      write_rows(make_folder(tmp_path / variant / str(seed) / 'test') / 'files.csv', rows)
+  run = {'systems': {'affectcodec 6': {'system': 'affectcodec', 'kbps': 6.0, 'scores': {}}}}
+  step, = ablation_table.steps(tmp_path, {v: {0: run, 1: run} for v in ('rvq', 'cem')})
+  assert (step['variant'], step['before'], step['kbps']) == ('cem', 'rvq', 6.0)
+  pesq, mel = (step['differences'][name] for name in ('PESQ-WB', 'mel distance'))
+  np.testing.assert_allclose([pesq['mean'], *pesq['seeds']], 0.1, atol=0.01)  # five standard errors
+  assert 0.08 < pesq['low'] < pesq['high'] < 0.12
+  np.testing.assert_allclose([mel['mean'], *mel['seeds']], [0.1, 0.3, -0.1], rtol=1e-6)
+  row = ablation_table.steps_table([step]).splitlines()[-1]
+  assert row.startswith('| 6 | cem - rvq | **+0.') and row.endswith('| +0.1 [+0.1, +0.1] |')
 
 
 def test_ablation_trains_and_scores_each_run_and_continues(tmp_path, monkeypatch, capsys):
@@ -364,7 +386,10 @@ def test_ablation_trains_and_scores_each_run_and_continues(tmp_path, monkeypatch
       asked = program.make_parser(name).parse_args(command[4:])
       step, seed = map(int, (pathlib.Path(asked.checkpoint) / 'step').read_text().split())
       mean = {'mean': asked.limit + seed}
-      write_json(make_folder(asked.out) / 'results.json', {
+      about = {'file': 'a', 'speaker': 's', 'emotion': -1, 'mel': mean['mean']}
+      write_rows(make_folder(asked.out) / 'files.csv',
+                 [about | {'label': label} for label in ('original', 'affectcodec 6')])
+      write_json(pathlib.Path(asked.out) / 'results.json', {
           'step': step, 'judges': ['network'],
           'systems': {'affectcodec 6': {'system': 'affectcodec', 'kbps': 6.0, 'scores': {'mel': mean}}}})
     return subprocess.CompletedProcess(command, 0)
@@ -376,10 +401,10 @@ def test_ablation_trains_and_scores_each_run_and_continues(tmp_path, monkeypatch
   assert ran == ['train', 'evaluate'] * 4
   table = (tmp_path / 'table.md').read_text().splitlines()
   assert [line[:11] for line in table[2:]] == ['| 6 | rvq |', '| 6 | cem |']
-  assert all(line.endswith('| 11.000 ± 1.000 |') for line in table[2:])
+  assert all(line.endswith('| 11.00 ± 1.00 |') for line in table[2:])
   capsys.readouterr()
   assert cli.main([*args, '10']) == 0 and len(ran) == 8
   assert capsys.readouterr().out.count(': done\n') == 4
   assert cli.main([*args, '20']) == 0 and len(ran) == 16
-  assert '| 21.000 ± 1.000 |' in (tmp_path / 'table.md').read_text()
+  assert '| 21.00 ± 1.00 |' in (tmp_path / 'table.md').read_text()
   assert cli.main([*args, '20', '--steps', '0']) == 2

@@ -83,7 +83,10 @@ def _compile(words):
 
 def _evaluate(args):
   from affectcodec_jax.evaluation.run import evaluate
-  evaluate(args)
+  evaluate(args.data, args.out, checkpoint=args.checkpoint, split=args.split, limit=args.limit,
+           labelled=args.labelled, metrics=args.metrics, peers=[] if args.peers == ['none'] else args.peers,
+           classifiers=args.classifier, svm=args.svm, jobs=args.jobs, clips=args.clips,
+           report=not args.no_report, cache=args.cache)
 
 
 def _compare(args):
@@ -93,7 +96,8 @@ def _compare(args):
 
 def _ablate(args):
   from affectcodec_jax.evaluation.ablate import ablate
-  ablate(args)
+  ablate(args.data, args.out, config=args.config, variants=args.variants, seeds=args.seeds,
+         steps=args.steps, metrics=args.metrics, svm=args.svm, limit=args.limit, jobs=args.jobs)
 
 
 COMMANDS = {
@@ -132,6 +136,7 @@ are said of the first system where the interval leaves zero out."""),
         _ablate, """\
 Variants are those of --config (see configs/ablation.py), trained for an equal number of steps, each with
 every seed of --seeds, in processes of their own, --jobs at a time. The same command continues where it was
-stopped and scores what is finished. Writes OUT/table.md, OUT/results.json and OUT/ablation.png; the runs
-with their logs are OUT/VARIANT/SEED."""),
+stopped and scores what is finished. Writes OUT/table.md (means), OUT/steps.md (each variant against the
+one before it, with intervals), OUT/results.json and OUT/ablation.png; the runs with their logs are
+OUT/VARIANT/SEED."""),
 }

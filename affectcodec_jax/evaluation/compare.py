@@ -34,22 +34,37 @@ def read_files(path, label):
 
 
 def compare(path, first, second):
-  """[(metric's heading, first's mean, second's, difference or None)] of two systems, by their labels.
-
-  Means are over the files that both have a score of. The difference is first minus second, {'mean', 'low',
-  'high', 'sign', 'speakers'}, with sign +1 where more is better and the number of speakers in it.
+  """`differences` of two systems of a `files.csv`, by their labels.
 
   Raises:
     UserError: as `read_files`, no file in common, or a score that is not a number.
   """
   systems = [read_files(path, label) for label in (first, second)]
   originals = read_files(path, 'original')
-  files = [f for f in systems[0] if f in systems[1]]
-  if not files:
+  if not set(systems[0]) & set(systems[1]):
     raise UserError(f'{path}: {first} and {second} have no file in common')
-  rows = [[s[f] for f in files] for s in systems]
+  try:
+    return differences(*systems, originals)
+  except ValueError as e:
+    raise UserError(f'{path}: {e}') from e
+
+
+def differences(first, second, originals):
+  """[(metric's heading, first's mean, second's, difference or None)] of two systems.
+
+  Means are over the files that both have a score of. The difference is first minus second, {'mean', 'low',
+  'high', 'sign', 'speakers'}, with sign +1 where more is better and the number of speakers in it.
+
+  Args:
+    first, second, originals: rows of two systems and of the originals by file, as `read_files` gives them.
+
+  Raises:
+    ValueError: a score that is not a number.
+  """
+  files = [f for f in first if f in second]
+  judges = [k.removesuffix('_predicted') for k in first[files[0]] if k.endswith('_predicted')]
+  rows = [[s[f] | {'all_agreement': _mean_agreement(s[f], judges)} for f in files] for s in (first, second)]
   results = []
-  judges = [k.removesuffix('_predicted') for k in rows[0][0] if k.endswith('_predicted')]
   for judge in judges:  # recall lost, where the emotion is known
     column = f'{judge}_predicted'
     known = [i for i, f in enumerate(files) if rows[0][i]['emotion'] and originals[f][column]
@@ -62,6 +77,7 @@ def compare(path, first, second):
       drawn = [speakers.degradation(truth, before, a, macro=True) for a in after]
       results.append((f'MEDR % ({judge})', *_difference(speakers, drawn, -1)))
   columns = {f'{j}_agreement': (f'agreement ({j})', 1) for j in judges}
+  columns |= {'all_agreement': ('agreement (mean of judges)', 1)} if len(judges) > 1 else {}
   columns |= {name: (heading, sign) for name, (heading, sign, _) in COLUMNS.items()}
   for name, (heading, sign) in columns.items():
     parts = ('word_errors', 'words') if name == 'wer' else (name,)
@@ -71,9 +87,15 @@ def compare(path, first, second):
       try:
         drawn = [speakers.ratios(*(np.array([float(r[i][p]) for i in known]) for p in parts)) for r in rows]
       except ValueError as e:
-        raise UserError(f'{path}: column {name}: {e}') from e
+        raise ValueError(f'column {name}: {e}') from e
       results.append((heading, *_difference(speakers, drawn, sign)))
   return results
+
+
+def _mean_agreement(row, judges):
+  """Share of the judges who predict for a row what they do for the original; '' where one is missing."""
+  of_judges = [row.get(f'{judge}_agreement') for judge in judges]
+  return '' if not judges or {None, ''} & set(of_judges) else np.mean([float(a) for a in of_judges])
 
 
 def _difference(speakers, drawn, sign):

@@ -19,36 +19,54 @@ from affectcodec_jax.common.evenly import evenly
 from affectcodec_jax.common.places import cache_folder
 
 
-def evaluate(args):
-  """Scores the files and writes the results; `args` are those of the command `evaluate`."""
+def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, labelled=False, metrics=('all',),
+             peers=(), classifiers=(), svm=None, jobs=1, clips=4, report=True, cache=None):
+  """Scores the files and writes the results.
+
+  Args:
+    data: a directory, a manifest or a recording.
+    out: folder for the results.
+    checkpoint: what `load` takes, or 'none': peers alone.
+    split: of `data`, or 'all'.
+    limit: at most so many files, evenly spread; 0 for all.
+    labelled: only files with a known emotion.
+    metrics, peers, classifiers: names, as the command's help has them.
+    svm: folder of `teacher judge`; None for the packaged one.
+    jobs: processes.
+    clips: files to play and show in the report, if there is to be a `report`.
+    cache: folder of scores; None for the user's cache folder.
+
+  Raises:
+    UserError: data, a checkpoint, a metric or a model that is not there or does not fit.
+  """
   from affectcodec_jax.common.files import make_folder, write_json
   from affectcodec_jax.data.folder import FolderSource
   from affectcodec_jax.emotion import judges
   from affectcodec_jax.evaluation import facts, scoring, summary
 
-  if args.limit < 0 or args.jobs < 1 or args.clips < 0:
+  if limit < 0 or jobs < 1 or clips < 0:
     raise UserError('--limit and --clips must be at least 0, --jobs at least 1')
-  out, cache = make_folder(args.out), make_folder(args.cache or default_cache())
-  metrics, absent = choose_metrics(args.metrics)
-  models = {name: model_version(name) for name in args.classifier}
-  svm = None
+  out, cache = make_folder(out), make_folder(cache or default_cache())
+  metrics, absent = choose_metrics(metrics)
+  models = {name: model_version(name) for name in classifiers}
+  svm_judge = None
   if 'egemaps' in metrics:
     try:
-      svm = judges.svm_posteriors(args.svm or packaged.FOLDER)
+      svm_judge = judges.svm_posteriors(svm or packaged.FOLDER)
     except UserError as e:
       absent['svm'] = str(e)
-  if args.svm and not svm:
+  if svm and not svm_judge:
     raise UserError('--svm needs ' + absent.get('svm', 'metric egemaps'))
-  peers = [] if args.peers == ['none'] else args.peers
-  systems, codec, no_peers = scoring.make_systems(args.checkpoint, peers)
+  systems, codec, no_peers = scoring.make_systems(checkpoint, peers)
   absent |= no_peers
   if len(systems) == 1:
     raise UserError('nothing to score: give a --checkpoint, or --peers that are installed')
   for name, why in absent.items():
     print(f'{name}: absent ({why})', file=sys.stderr)
-  source = FolderSource(args.data, None if args.split == 'all' else args.split)
-  chosen = choose_files(source, args)
-
+  source = FolderSource(data, None if split == 'all' else split)
+  chosen = choose_files(source, limit, labelled)
+  if not chosen:
+    raise UserError(f'{data}: no file of split {split} has a known emotion')
   places = {}  # where in the source a file is
 
   def items():
@@ -59,19 +77,19 @@ def evaluate(args):
         yield item
 
   rows, signal = [], []
-  scored = scoring.score_files(items(), args.checkpoint, peers, metrics, models, cache, args.jobs)
+  scored = scoring.score_files(items(), checkpoint, peers, metrics, models, cache, jobs)
   for item, records in progress.bar(scored, total=len(chosen), unit='file', smoothing=0):
     rows += summary.make_rows(item, records)
     if sum(map(len, signal)) < facts.SECONDS * SAMPLE_RATE:
       signal.append(at_codec_level(item['audio']))
   if not rows:
-    raise UserError(f'{args.data}: no file of it could be read')
+    raise UserError(f'{data}: no file of it could be read')
   judges = [name for name in ('network', 'whisper_svm', *models)
             if any(r.get(name) is not None for r in rows)]
-  judges = summary.add_judgements(rows, judges, svm)
+  judges = summary.add_judgements(rows, judges, svm_judge)
   signal = facts.looped(signal)
   results = {
-      'checkpoint': str(args.checkpoint), 'step': codec.step if codec else None, 'split': args.split,
+      'checkpoint': str(checkpoint), 'step': codec.step if codec else None, 'split': split,
       'files': len({r['file'] for r in rows}), 'speakers': len({r['speaker'] or r['file'] for r in rows}),
       'seconds': sum(r['seconds'] for r in rows if r['system'] == 'original'),
       'skipped': source.skipped, 'judges': judges, 'metrics': metrics | models, 'absent': absent,
@@ -92,11 +110,10 @@ def evaluate(args):
   write_rows(out / 'files.csv', rows)
   write_json(out / 'results.json', results)
   print(overview(results))
-  if not args.no_report:
-    from affectcodec_jax.evaluation import report
+  if report:
+    from affectcodec_jax.evaluation.report import write_report
     try:
-      report.write_report(out / 'report.html', results, rows, systems, lambda name: source[places[name]],
-                          args.clips)
+      write_report(out / 'report.html', results, rows, systems, lambda name: source[places[name]], clips)
       print(f'report: {out / "report.html"}')
     except UserError as e:
       print(f'no report: {e}', file=sys.stderr)
@@ -147,12 +164,10 @@ def model_version(name):
   return f'{name} {max((int(p.stat().st_mtime) for p in files), default="")}'.strip()
 
 
-def choose_files(source, args):
+def choose_files(source, limit, labelled):
   """Numbers of the files to score, evenly spread over the split."""
-  wanted = [i for i in range(len(source)) if not args.labelled or source.emotion(i) >= 0]
-  if not wanted:
-    raise UserError(f'{args.data}: no file of split {args.split} has a known emotion')
-  return evenly(wanted, args.limit)
+  wanted = [i for i in range(len(source)) if not labelled or source.emotion(i) >= 0]
+  return evenly(wanted, limit)
 
 
 def write_rows(path, rows):
