@@ -83,10 +83,14 @@ def restore_ema(workdir, fresh_ema):
     ema = read_item(manager, step, 'ema', fresh_ema)
     if ema is not None:
       return ema, step
-  raise nothing_usable(workdir)
+  raise nothing_usable(workdir, manager.all_steps())
 
 
-def nothing_usable(workdir):
+def nothing_usable(workdir, steps=()):
+  """What to raise where none of the checkpoints of these `steps` could be read, or there is none."""
+  if steps:
+    return UserError(f'{workdir}: none of its checkpoints can be used (see above); what another release '
+                     'trained is for that release')
   return UserError(f'{workdir}: holds no usable checkpoint; train one with '
                    f'python -m affectcodec_jax.train --workdir {workdir}')
 

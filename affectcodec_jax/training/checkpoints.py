@@ -129,7 +129,7 @@ def restore_state(workdir, fresh):
     ema = restore.read_item(manager, step, 'ema', fresh.ema)
     if rest is not None and ema is not None:
       return rest.replace(ema=ema)
-  raise restore.nothing_usable(workdir)
+  raise restore.nothing_usable(workdir, manager.all_steps())
 
 
 def _set_aside(manager, step):
