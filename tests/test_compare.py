@@ -61,6 +61,17 @@ def test_of_four_speakers_no_verdict_is_given(tmp_path, capsys):
   assert '| PESQ-WB | 3 | 2 | +1 | too few speakers to tell (4) |' in said and 'better' not in said
 
 
+def test_two_checkpoints_of_two_evaluations(tmp_path, capsys):
+  """Systems of one label, each in a file of its own; files that only one has are left out."""
+  for name, pesq in (('before', 2.0), ('after', 3.0)):
+    (tmp_path / name).mkdir()
+    files = 24 if name == 'after' else 20
+    write(tmp_path / name / 'files.csv', np.full((2, files), pesq), np.zeros((2, files)))
+  after, before = (str(tmp_path / name / 'files.csv') for name in ('after', 'before'))
+  assert cli.main(['compare', after, 'a', 'a', '--second-from', before]) == 0
+  assert '| PESQ-WB | 3 | 2 | +1 [+1, +1] | better |' in capsys.readouterr().out
+
+
 def test_mistakes_get_one_line(tmp_path, capsys):
   write(tmp_path / 'files.csv', np.ones((2, 4)), np.ones((2, 4)))
   for args, message in (((tmp_path / 'files.csv', 'a', 'c'), 'it has original, a, b'),

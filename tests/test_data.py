@@ -153,7 +153,7 @@ def test_directory_split_stays_when_files_are_added(tmp_path):
   assert len(after) == 130 and all(after[name] == split for name, split in before.items())
 
 
-def test_manifest(tmp_path):
+def test_manifest(tmp_path, caplog):
   for name in 'ab':
     _write(tmp_path / f'{name}.wav', 0.5)
   rows = [{'path': 'a.wav', 'emotion': 'anger', 'speaker': 7, 'split': 'train'},
@@ -164,7 +164,9 @@ def test_manifest(tmp_path):
   source = FolderSource(manifest, 'train')
   assert len(source) == 1 and source.skipped == 1
   assert source[0]['emotion'] == EMOTIONS.index('angry') and source[0]['speaker'] == '7'
+  assert 'unlabelled' not in caplog.text
   assert FolderSource(manifest, 'test')[0]['emotion'] == -1
+  assert "1 of 1 files count as unlabelled: their emotion ('read') is none of neutral" in caplog.text
   with pytest.raises(UserError, match="no row of split 'valid'; it has test, train"):
     FolderSource(manifest, 'valid')
   manifest.write_text('{"path": "a.wav"}\n{"path": \n')

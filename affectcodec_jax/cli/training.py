@@ -44,6 +44,8 @@ def _compare_options(p):
   p.add_argument('files', help='files.csv of an evaluation')
   p.add_argument('first', help="a system, such as 'affectcodec 1.5'")
   p.add_argument('second', help="another, such as 'codec2 3.2'")
+  p.add_argument('--second-from', metavar='FILES', help='files.csv of the evaluation that has the second, '
+                 'where that is another one: of another checkpoint, say')
 
 
 def _ablate_options(p):
@@ -91,7 +93,8 @@ def _evaluate(args):
 
 def _compare(args):
   from affectcodec_jax.evaluation import compare
-  print(compare.table(compare.compare(args.files, args.first, args.second), args.first, args.second))
+  found = compare.compare(args.files, args.first, args.second, args.second_from)
+  print(compare.table(found, args.first, args.second))
 
 
 def _ablate(args):

@@ -1,5 +1,6 @@
 """Speech from files: a directory, a manifest in JSON lines, or one recording."""
 
+import collections
 import functools
 import hashlib
 import logging
@@ -10,12 +11,13 @@ from affectcodec_jax.audio import read_audio
 from affectcodec_jax.common import buckets
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import check_local, parse_json
+from affectcodec_jax.common.labels import EMOTIONS, emotion_index
 from affectcodec_jax.common.retry import patiently
 from affectcodec_jax.data.file_index import FileIndex
 from affectcodec_jax.data.recordings import Recordings
 
-SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.m4a', '.aac', '.webm', '.amr')
-
+SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.m4a', '.aac', '.webm', '.amr',
+            '.aif', '.aiff', '.au', '.caf', '.mka', '.w64', '.wma')
 
 # Folders of systems, besides those whose names begin with a dot: what was thrown away, previews, metadata.
 _OF_SYSTEMS = {'$recycle.bin', 'recycler', '#recycle', '@recycle', '@eadir', '__macosx', 'lost+found',
@@ -64,11 +66,23 @@ class FolderSource(Recordings):
     if not chosen:
       raise UserError(f'{path}: no usable audio file; files must be {", ".join(SUFFIXES)} '
                       f'of {min_seconds} s or more')
+    _warn_of_labels(chosen)
     super().__init__(({k: v for k, v in row.items() if k != 'path'} for row in chosen), len(bad))
 
   def _read(self, i, row, start, seconds):
     path = buckets.join(self._root, row['key'])
     return path, read_audio(path, start, seconds, pipes=False)
+
+
+def _warn_of_labels(rows):
+  """Says which emotions of a manifest are none that the codec knows."""
+  unknown = collections.Counter(str(row['emotion']) for row in rows
+                                if row.get('emotion') and emotion_index(row['emotion']) < 0)
+  if unknown:
+    names = ', '.join(f"'{name}'" for name, _ in unknown.most_common(3))
+    logging.warning('%d of %d files count as unlabelled: their emotion (%s%s) is none of %s',
+                    unknown.total(), len(rows), names, ' …' if len(unknown) > 3 else '',
+                    ', '.join(EMOTIONS))
 
 
 def list_rows(path):

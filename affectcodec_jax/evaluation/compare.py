@@ -33,16 +33,16 @@ def read_files(path, label):
   return of_label
 
 
-def compare(path, first, second):
-  """`differences` of two systems of a `files.csv`, by their labels.
+def compare(path, first, second, other=None):
+  """`differences` of two systems of a `files.csv`, by their labels; the second may be in another one.
 
   Raises:
     UserError: as `read_files`, no file in common, or a score that is not a number.
   """
-  systems = [read_files(path, label) for label in (first, second)]
+  systems = [read_files(path, first), read_files(other or path, second)]
   originals = read_files(path, 'original')
   if not set(systems[0]) & set(systems[1]):
-    raise UserError(f'{path}: {first} and {second} have no file in common')
+    raise UserError(f'{path}: {first} and {second}{f" of {other}" if other else ""} have no file in common')
   try:
     return differences(*systems, originals)
   except ValueError as e:
