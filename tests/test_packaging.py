@@ -13,6 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 EXTRAS = PROJECT['optional-dependencies']
+DEVICES = {'tpu': 'tpu', 'cuda': 'cuda12'}  # extras without a requirements file, and jax's for them
 
 
 def requirements(name):
@@ -22,7 +23,7 @@ def requirements(name):
   return included, [Requirement(line) for line in lines if line and not line.startswith('-r')]
 
 
-@pytest.mark.parametrize('extra', [name for name in EXTRAS if name != 'tpu'])
+@pytest.mark.parametrize('extra', [name for name in EXTRAS if name not in DEVICES])
 def test_an_extra_is_its_requirements_file(extra):
   included, wanted = requirements(f'requirements-{extra}.txt')
   assert included == ['requirements.txt']  # a package's own dependencies, which an extra adds to
@@ -31,16 +32,17 @@ def test_an_extra_is_its_requirements_file(extra):
 
 def test_every_requirements_file_is_an_extra_or_of_several():
   files = {path.stem.removeprefix('requirements-') for path in ROOT.glob('requirements-*.txt')}
-  assert files == EXTRAS.keys() - {'tpu'} | {'parity'}
+  assert files == EXTRAS.keys() - DEVICES.keys() | {'parity'}
   included, _ = requirements('requirements-parity.txt')
   assert sorted(included) == ['requirements-dev.txt', 'requirements-eval.txt', 'requirements-export.txt',
                               'requirements-gcs.txt', 'requirements-lm.txt']
 
 
-def test_jax_for_tpu_is_of_the_same_versions():
+@pytest.mark.parametrize('extra, of_jax', DEVICES.items())
+def test_jax_for_an_accelerator_is_of_the_same_versions(extra, of_jax):
   jax, = (r for r in requirements('requirements.txt')[1] if r.name == 'jax')
-  for_tpu, = map(Requirement, EXTRAS['tpu'])
-  assert for_tpu.extras == {'tpu'} and (for_tpu.name, for_tpu.specifier) == (jax.name, jax.specifier)
+  found, = map(Requirement, EXTRAS[extra])
+  assert found.extras == {of_jax} and (found.name, found.specifier) == (jax.name, jax.specifier)
 
 
 @pytest.fixture(scope='module')
