@@ -73,11 +73,12 @@ def load(path: AnyPath = 'pretrained') -> 'Pretrained':
                     'packaged codec')
   if release.is_release(path):
     return _logged(Pretrained(*release.load(path)), path)
-  from affectcodec_jax.inference.restore import restore_ema  # half a second that released codecs spare
+  from affectcodec_jax.inference.restore import restore_newest  # half a second that released codecs spare
   config = load_config(path / 'config.json')
   frozen = weights.load_encoder_network(config, path)
   shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.PRNGKey(0))[0]
-  params, step = restore_ema(name if buckets.is_address(name) else path, shapes)
+  items, step = restore_newest(name if buckets.is_address(name) else path, ema=shapes)
+  params = items['ema']
   return _logged(Pretrained(config, params, frozen, step), path)
 
 

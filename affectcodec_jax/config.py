@@ -14,25 +14,17 @@ from ml_collections import ConfigDict, config_flags
 from affectcodec_jax.common.constants import HOP_LENGTH, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath, write_json
-from affectcodec_jax.emotion.teachers import EMOTION2VEC, KINDS, WHISPER, WHISPER_LAYER
+from affectcodec_jax.emotion import teachers
 from affectcodec_jax.models.codec import bits_per_stage
 
-# What a codec's run needs of its configuration; all of it is in configs/base.py.
-CODEC_FIELDS = {
-    'model': ('backbone', 'lite', 'encoder_dim', 'decoder_dim', 'acoustic_width',
-              'emotion_dim', 'acoustic_dim', 'num_stages', 'emotion_levels', 'acoustic_levels',
-              'quantizer', 'conditioning',
-              'adapter_dim', 'adapter_layers', 'adapter_kernel', 'compute_dtype'),
-    'teacher': ('kind', 'dim', 'path', 'student'),
+# What training needs of a configuration; all of it is in configs/base.py. What using a codec needs is in
+# common/schemas.py.
+FIELDS = {
+    'model': ('backbone', 'lite', 'encoder_dim', 'decoder_dim', 'acoustic_width', 'emotion_dim',
+              'acoustic_dim', 'num_stages', 'emotion_levels', 'acoustic_levels', 'quantizer',
+              'conditioning', 'adapter_dim', 'adapter_layers', 'adapter_kernel', 'compute_dtype'),
+    'teacher': ('kind', 'dim', 'layer', 'path', 'student'),
     'discriminator': ('n_ffts', 'filters'),
-    'loss': ('mel', 'multi_rate', 'adversarial'),
-    'data': ('source', 'crop_seconds', 'num_workers'),
-    'train': ('steps', 'batch_size', 'rate_probs', 'keep_checkpoints', 'distributed'),
-}
-
-# What training needs besides.
-TRAINING_FIELDS = {
-    'teacher': ('layer',),
     'loss': ('mel', 'mel_floor', 'waveform', 'adversarial', 'feature_matching', 'commitment', 'emotion',
              'posterior', 'cycle', 'multi_rate', 'pitch', 'voicing'),
     'data': ('source', 'path', 'tfds_name', 'tfds_dir', 'train_split', 'eval_split', 'num_clips',
@@ -40,9 +32,8 @@ TRAINING_FIELDS = {
     'train': ('steps', 'batch_size', 'accumulate', 'remat', 'parallel', 'fsdp', 'lr', 'disc_lr', 'beta1',
               'beta2', 'weight_decay', 'clip_norm', 'warmup_steps', 'final_lr_fraction', 'ema_decay',
               'adversarial_start', 'stage_dropout', 'rate_probs', 'stage_start', 'stage_fade',
-              'unquantized_steps', 'rounding_steps', 'true_pitch_steps',
-              'decoder_only', 'checkpoint_every', 'keep_checkpoints', 'log_every', 'sample_every',
-              'num_samples', 'valid_clips', 'distributed'),
+              'unquantized_steps', 'rounding_steps', 'true_pitch_steps', 'decoder_only', 'checkpoint_every',
+              'keep_checkpoints', 'log_every', 'sample_every', 'num_samples', 'valid_clips', 'distributed'),
 }
 
 
@@ -115,8 +106,7 @@ def validate(config: ConfigDict) -> None:
   Raises:
     UserError: names the fields that do not fit together.
   """
-  for fields in (CODEC_FIELDS, TRAINING_FIELDS):
-    require(config, fields, 'this configuration')
+  require(config, FIELDS, 'this configuration')
   for name in ('seed', 'rates'):
     if name not in config:
       raise UserError(f"this configuration: has no field '{name}'; is it made for another command?")
@@ -145,6 +135,15 @@ def validate(config: ConfigDict) -> None:
     raise UserError('seed and data.num_workers must not be negative')
   if config.data.num_clips < 1:
     raise UserError(f'data.num_clips={config.data.num_clips} must be at least 1')
+  check_crop(config)
+
+
+def check_crop(config: ConfigDict) -> None:
+  """Checks that training crops are as long as the longest window of the mel loss.
+
+  Raises:
+    UserError: they are shorter.
+  """
   if crop_samples(config) < 2048:
     raise UserError(f'data.crop_seconds={config.data.crop_seconds} is too short; use 0.14 or more')
 
@@ -179,16 +178,7 @@ def check_model(config: ConfigDict) -> None:
     raise UserError(f"model.quantizer='{m.quantizer}'; use bd_rfsq, full_rfsq or rvq")
   if m.backbone not in ('dac', 'lite'):
     raise UserError(f"model.backbone='{m.backbone}'; use dac or lite")
-  if config.teacher.kind not in KINDS:
-    raise UserError(f"teacher.kind='{config.teacher.kind}'; use one of {', '.join(KINDS)}")
-  width = (EMOTION2VEC | WHISPER).get(config.teacher.kind, (config.teacher.dim,))[0]
-  if config.teacher.dim != width:
-    raise UserError(f'teacher.dim={config.teacher.dim}, but features of '
-                    f'{config.teacher.kind} are {width} wide')
-  layer = config.teacher.get('layer', WHISPER_LAYER)  # older runs lack it
-  if config.teacher.kind in WHISPER and not 1 <= layer <= WHISPER[config.teacher.kind][1]:
-    raise UserError(f'teacher.layer={layer}, but {config.teacher.kind} has blocks 1 to '
-                    f'{WHISPER[config.teacher.kind][1]}')
+  teachers.check(config)
   if m.compute_dtype not in ('float32', 'bfloat16'):
     raise UserError(f"model.compute_dtype='{m.compute_dtype}'; use float32 or bfloat16")
   if bits_per_stage(m) > 16 or not 1 <= m.num_stages <= 255:
@@ -220,8 +210,8 @@ def load_config(path: AnyPath) -> ConfigDict:
   advice = 'is this the workdir of a training run?'
   plain = schemas.read(path, schemas.Config, advice)
   config = ConfigDict(plain)
-  require(config, CODEC_FIELDS, path)
-  config.teacher.layer = config.teacher.get('layer', WHISPER_LAYER)  # older runs lack it
+  for name, value in teachers.OLDER.items():
+    config.teacher[name] = config.teacher.get(name, value)
   try:
     check_model(config)
   except UserError as e:

@@ -4,7 +4,7 @@
       --config.train.steps=1000
 
 The state of a run is chosen in this order:
-  1. the newest sound checkpoint in WORKDIR/checkpoints: the run continues as if never stopped;
+  1. the newest intact checkpoint in WORKDIR/checkpoints: the run continues as if never stopped;
   2. otherwise, with --init_from=pretrained (or a folder of python -m affectcodec_jax release), that codec
      and its discriminator, with a fresh optimiser and step 0: fine-tuning;
   3. otherwise fresh parameters from `config.seed`.
@@ -68,8 +68,7 @@ def _train(config, workdir, files, init_from):
   from affectcodec_jax.data import pipeline
   from affectcodec_jax.inference import release, weights
   from affectcodec_jax.models.params import save_params
-  from affectcodec_jax.training import checkpoints, parallel
-  from affectcodec_jax.training import logging as logging_lib
+  from affectcodec_jax.training import checkpoints, metric_writer, parallel
   from affectcodec_jax.training.samples import make_sampler
   from affectcodec_jax.training.state import create_state
   from affectcodec_jax.training.validation import make_validator
@@ -128,10 +127,10 @@ def _train(config, workdir, files, init_from):
 
   # Made or read where it will be: no device, and no host, has to hold all of it.
   shapes = jax.eval_shape(fresh, frozen, first['audio'])
-  over = devices.sharding(shapes)
-  state = checkpoints.restore_latest(manager, parallel.laid_out(shapes, over), iterator)
+  sharding = devices.sharding(shapes)
+  state = checkpoints.restore_latest(manager, parallel.laid_out(shapes, sharding), iterator)
   if state is None:
-    state = jax.jit(fresh, out_shardings=over)(frozen, first['audio'])
+    state = jax.jit(fresh, out_shardings=sharding)(frozen, first['audio'])
     if init_from:
       state = release.initialise(state, config, init_from)
       say(f'starting from the codec in {origin}')
@@ -153,7 +152,7 @@ def _train(config, workdir, files, init_from):
   state = devices.place(state)
 
   # ---- Loop ----
-  writer = logging_lib.MetricWriter(files.folder, step, config.train.steps) if chief else None
+  writer = metric_writer.MetricWriter(files.folder, step, config.train.steps) if chief else None
   stop = _catch_signals(config.train.distributed)
   pending = collections.deque()  # metrics of steps still running; the loop never waits for them
   advice = (f'the last good checkpoint is in {workdir}/checkpoints; lower train.lr or look at the '
@@ -172,7 +171,7 @@ def _train(config, workdir, files, init_from):
       finite = {'finite': values.pop('finite')}
       if at % config.train.log_every == 0 or not parallel.numbers(finite)['finite']:
         scalars = parallel.numbers(values)
-        logging_lib.check_finite(at, scalars, advice)
+        metric_writer.check_finite(at, scalars, advice)
         scalars['steps_per_second'] = (at - clock[1]) / max(time.time() - clock[0], 1e-9)
         if hasattr(source, 'skipped') and not config.data.num_workers:  # workers keep their own count
           scalars['data/skipped'] = float(source.skipped)
@@ -197,7 +196,7 @@ def _train(config, workdir, files, init_from):
       drain(0)
       writer.write(at, {name: float(value) for name, value in validator(ema, frozen).items()})
     if sampler:
-      logging_lib.write_clips(files.folder / 'samples' / f'step_{at:07d}', sampler(ema))
+      metric_writer.write_clips(files.folder / 'samples' / f'step_{at:07d}', sampler(ema))
 
   try:
     while step < config.train.steps:

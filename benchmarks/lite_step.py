@@ -59,7 +59,7 @@ def parts(config, state, frozen, batch):
   codec, audio, params, floor = make_codec(config), batch['audio'], state.params, config.loss.mel_floor
   features = jax.jit(functools.partial(teacher_features, config))(frozen, audio)
   mask = np.ones(features.shape[:2], bool)
-  follow = np.zeros(len(audio), bool)
+  use_true_pitch = np.zeros(len(audio), bool)
 
   def call(params, method, *args):
     return codec.apply({'params': params}, *args, method=method)
@@ -77,7 +77,7 @@ def parts(config, state, frozen, batch):
     return call(params, Codec.latent, call(params, Codec.quantize, u).values)
 
   def decoder(params, latent, *pitch):
-    return square(call(params, Codec.synthesise_along, latent, *pitch)[0])
+    return square(call(params, Codec.synthesise_with_pitch, latent, *pitch)[0])
 
   def mel(decoded, audio):
     return losses.mel_distance(losses.mel_targets(decoded, floor), losses.mel_targets(audio, floor)).sum()
@@ -93,7 +93,7 @@ def parts(config, state, frozen, batch):
   return {
       'encoder': (jax.grad(encoder), params, audio, features, mask),
       'quantiser': (jax.grad(quantiser), u, params),
-      'decoder': (jax.grad(decoder, argnums=(0, 1)), params, latent, batch['f0'], follow),
+      'decoder': (jax.grad(decoder, argnums=(0, 1)), params, latent, batch['f0'], use_true_pitch),
       'mel loss': (jax.grad(mel), 0.9 * audio, audio),
       'features of the audio': (functools.partial(teacher_features, config), frozen, audio),
       'features of what is decoded': (jax.grad(cycle), audio, frozen),

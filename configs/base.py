@@ -52,7 +52,7 @@ def get_config():
 
   c.loss = ConfigDict()  # a weight of each term
   c.loss.mel = 15.0
-  c.loss.mel_floor = 1e-3  # magnitudes below it count as equal: it would be silence that is listened to
+  c.loss.mel_floor = 1e-3  # magnitudes below it count as equal: else silence makes most of the loss
   c.loss.waveform = 1.0
   c.loss.adversarial = 1.0
   c.loss.feature_matching = 2.0

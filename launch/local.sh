@@ -49,11 +49,11 @@ export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$count
 
 pids=()
 for ((i = 0; i < count; i++)); do
-  out=/dev/stdout
-  ((i == 0)) || out=$workdir/process_$i.log
+  if ((i)); then exec {out}>> "$workdir/process_$i.log"; else exec {out}>&1; fi
   if ((gpus)); then export CUDA_VISIBLE_DEVICES=$i; fi
-  JAX_PROCESS_ID=$i python -m affectcodec_jax.train "$@" --config.train.distributed=True > "$out" 2>&1 &
+  JAX_PROCESS_ID=$i python -m affectcodec_jax.train "$@" --config.train.distributed=True >&"$out" 2>&1 &
   pids+=($!)
+  exec {out}>&-
 done
 trap 'kill -TERM "${pids[@]}" 2> /dev/null || true' TERM INT
 

@@ -1,5 +1,6 @@
 """Runs and data in a bucket, against an emulator on this machine."""
 
+import argparse
 from importlib.util import find_spec
 import json
 import pathlib
@@ -15,6 +16,7 @@ import pytest
 from affectcodec_jax import api
 from affectcodec_jax import train as train_lib
 from affectcodec_jax.audio import write_audio
+from affectcodec_jax.cli import folders
 from affectcodec_jax.common import buckets, files, retry
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.config import save_config
@@ -272,7 +274,12 @@ def test_no_network_is_noticed_soon(monkeypatch, capsys):
   assert error.count('\n') == 1 and 'gs://bucket/run: TimeoutError: no answer in 0 s; check' in error
 
 
-@pytest.mark.parametrize('write', [lambda path: pack.pack('here.jsonl', path), files.make_folder])
+def _encode_folder(path):
+  folders.encode_folder(argparse.Namespace(input='.', output=path, workers=1))
+
+
+@pytest.mark.parametrize('write', [lambda path: pack.pack('here.jsonl', path), files.make_folder,
+                                   lambda path: files.make_folder(pathlib.Path(path)), _encode_folder])
 def test_other_results_are_written_to_folders(write, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   pathlib.Path('here.jsonl').write_text('{"path": "a.wav"}')

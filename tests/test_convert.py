@@ -45,7 +45,7 @@ def quick(run, monkeypatch):
   codec.encode_batch = encode_batch
   codec.decode_batch = lambda tokens, kbps, progress: [
       np.resize(t.codes[:, 0] / 1000, t.num_samples).astype(np.float32) for t in tokens]
-  monkeypatch.setattr('affectcodec_jax.cli.convert.load', lambda checkpoint: codec)
+  monkeypatch.setattr('affectcodec_jax.cli.folders.load', lambda checkpoint: codec)
 
 
 def files(folder):

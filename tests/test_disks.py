@@ -16,8 +16,7 @@ from affectcodec_jax.audio import read_audio, write_audio
 from affectcodec_jax.common import files
 from affectcodec_jax.common.errors import UserError, run_command
 from affectcodec_jax.tokens import afc, shards
-from affectcodec_jax.training import checkpoints
-from affectcodec_jax.training import logging as logging_lib
+from affectcodec_jax.training import checkpoints, metric_writer
 from tests.conftest import Position
 from tests.small_step import State
 
@@ -202,16 +201,16 @@ def test_metrics_survive_a_kill_while_they_are_rewritten(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(os, 'replace', killed)
     with pytest.raises(KeyboardInterrupt):
-      logging_lib.MetricWriter(tmp_path, 4, 8)
+      metric_writer.MetricWriter(tmp_path, 4, 8)
   assert path.read_text().startswith(lines)
-  logging_lib.MetricWriter(tmp_path, 4, 8).close()
+  metric_writer.MetricWriter(tmp_path, 4, 8).close()
   assert [json.loads(line)['step'] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
 
 
 def test_metrics_on_a_full_disk(disk):
   """TensorBoard's thread ended by the error, and after ten more values the trainer waited for ever."""
   folder = disk(60)
-  writer = logging_lib.MetricWriter(folder, 0, 10 ** 6)
+  writer = metric_writer.MetricWriter(folder, 0, 10 ** 6)
   with pytest.raises(UserError, match='No space left.*make room'):
     for step in range(10 ** 4):
       writer.write(step, {f'loss/{i}': 1.0 for i in range(40)})

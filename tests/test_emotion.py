@@ -181,14 +181,28 @@ def test_svm_judge_learns_and_is_kept_as_numbers(tmp_path):
     judges.svm_posteriors(tmp_path)
 
 
-@pytest.mark.parametrize('kind, command', [
-    ('compact', 'teacher train, or leave teacher.path empty'), ('whisper_base', 'teacher convert whisper'),
-    ('emotion2vec_base', 'teacher convert emotion2vec')])
-def test_a_teacher_that_is_not_there_is_made_by_the_command_of_its_kind(kind, command):
+@pytest.mark.parametrize('kind, dim, command', [
+    ('compact', 160, 'teacher train, or leave teacher.path empty'),
+    ('whisper_base', 512, 'teacher convert whisper'),
+    ('emotion2vec_base', 768, 'teacher convert emotion2vec')])
+def test_a_teacher_that_is_not_there_is_made_by_the_command_of_its_kind(kind, dim, command):
   config = get_config()
-  config.teacher.kind = kind
+  config.teacher.kind, config.teacher.dim = kind, dim
   with pytest.raises(UserError, match=f'no.safetensors: no such file; make it with .*{command}$'):
     weights.load_teacher(config, 'no.safetensors')
+
+
+@pytest.mark.parametrize('command, override, message', [
+    ('train', 'train.steps=0', 'train.steps=0 must be at least 1'),
+    ('train', 'data.crop_seconds=0.05', 'data.crop_seconds=0.05 is too short'),
+    ('distil', 'teacher.kind=whisper_base', 'teacher.dim=160, but features of whisper_base are 512 wide'),
+    ('distil', 'teacher.kind=wav2vec', "teacher.kind='wav2vec'; use one of compact, emotion2vec_base")])
+def test_emotion_networks_refuse_what_cannot_be_trained(command, override, message, tmp_path, capsys):
+  config = {'train': 'teacher', 'distil': 'student'}[command]
+  assert cli.main(['teacher', command, f'--config=configs/{config}.py', f'--workdir={tmp_path / "run"}',
+                   f'--config.{override}']) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('error: ') and message in error and error.count('\n') == 1
 
 
 def test_svm_judge_of_few_emotions():
@@ -381,7 +395,9 @@ def test_ablation_trains_and_scores_each_run_and_continues(tmp_path, monkeypatch
     if name == 'train':
       config, workdir = parse_args(command[3:], '')
       validate(config)
-      (pathlib.Path(workdir) / 'step').write_text(f'{config.train.steps} {config.seed}')
+      step = pathlib.Path(workdir) / 'step'
+      if not step.exists():  # as the trainer goes on from what is there
+        step.write_text(f'{config.train.steps} {config.seed}')
     else:
       asked = program.make_parser(name).parse_args(command[4:])
       step, seed = map(int, (pathlib.Path(asked.checkpoint) / 'step').read_text().split())
@@ -407,4 +423,7 @@ def test_ablation_trains_and_scores_each_run_and_continues(tmp_path, monkeypatch
   assert capsys.readouterr().out.count(': done\n') == 4
   assert cli.main([*args, '20']) == 0 and len(ran) == 16
   assert '| 21.00 ± 1.00 |' in (tmp_path / 'table.md').read_text()
+  capsys.readouterr()
+  assert cli.main([*args, '20', '--data', 'other.jsonl']) == 2 and len(ran) == 16
+  assert 'now data=other.jsonl (was m.jsonl); give another --out' in capsys.readouterr().err
   assert cli.main([*args, '20', '--steps', '0']) == 2

@@ -22,7 +22,7 @@ from affectcodec_jax.audio import read_audio
 from affectcodec_jax.common import packaged, schemas
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.folder import FolderSource
-from affectcodec_jax.emotion.convert import convert_state, find_state
+from affectcodec_jax.emotion.emotion2vec_files import convert_state, find_state
 from affectcodec_jax.emotion.torch_checkpoint import read_checkpoint
 from affectcodec_jax.inference import release
 from affectcodec_jax.models.params import load_params

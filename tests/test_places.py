@@ -107,7 +107,7 @@ def test_an_error_is_one_line_whatever_the_name(capsys, caplog):
   """Names may hold line breaks, and orders to a terminal."""
   assert run_command(lambda: read_audio('a\nerror: \x1b[2J.wav')) == 2
   assert capsys.readouterr().err == 'error: a\\x0aerror: \\x1b[2J.wav: no such file\n'
-  assert progress.one_line('a\tbé\udce9') == 'a\\x09bé\udce9'
+  assert progress.escape_control('a\tbé\udce9') == 'a\\x09bé\udce9'
 
 
 # ---- Places ----

@@ -61,7 +61,7 @@ def test_without_multi_rate_each_clip_is_decoded_once():
   after, metrics = step(state, teacher, training_batch(config))
   assert bool(metrics['finite']) and 'loss/mel_1_stages' not in metrics
   loss = functools.partial(generator_loss, config=config, adversarial=False)
-  data = training_batch(config) | {'rate': np.zeros(8, np.int32), 'follow': np.ones(8, bool)}
+  data = training_batch(config) | {'rate': np.zeros(8, np.int32), 'use_true_pitch': np.ones(8, bool)}
   decoded = jax.eval_shape(loss, state.params, state.disc_params, teacher, data, 1.0)[1][1]
   assert decoded.shape == batch(config).shape
   for old, new, average in zip(*(jax.tree.leaves(t) for t in (state.ema, after.params, after.ema))):
@@ -100,7 +100,7 @@ def test_the_loss_is_of_each_clip_at_its_own_rate(multi_rate):
   state, teacher = state_and_teacher(config)
   rate = np.array([2, 0, 1, 0])
   data = {k: v[:4] for k, v in training_batch(config).items()} | {
-      'rate': rate, 'follow': np.ones(4, bool)}
+      'rate': rate, 'use_true_pitch': np.ones(4, bool)}
   audio, f0, voiced = data['audio'], data['f0'], data['voiced']
   features = jax.jit(functools.partial(teacher_features, config))(teacher, audio)
   codec, mask = make_codec(config), np.ones(features.shape[:2], bool)
@@ -112,8 +112,8 @@ def test_the_loss_is_of_each_clip_at_its_own_rate(multi_rate):
     u = call(Codec.analyse, audio, features, mask)
     q = call(Codec.quantize, u)
     latents = [call(Codec.latent, q.values[:m]) for m in config.rates]
-    return [call(Codec.synthesise_along, z, f0, data['follow']) for z in latents], q.commitment, [
-        call(Codec.emotion_features, z) for z in latents]
+    return ([call(Codec.synthesise_with_pitch, z, f0, data['use_true_pitch']) for z in latents],
+            q.commitment, [call(Codec.emotion_features, z) for z in latents])
 
   decoded, commitment, emotion = of_prefixes(state.params)
   controls, decoded = [c for _, c in decoded], [d for d, _ in decoded]
@@ -163,7 +163,7 @@ def test_validation_is_the_loss_of_held_out_clips():
   assert list(found) == [f'valid/mel_{m}_stages' for m in config.rates]
   loss = jax.jit(functools.partial(generator_loss, config=config, adversarial=False))
   for rate, value in enumerate(found.values()):
-    clips = data | {'rate': np.full(8, rate), 'follow': np.zeros(8, bool)}
+    clips = data | {'rate': np.full(8, rate), 'use_true_pitch': np.zeros(8, bool)}
     parts = loss(state.params, state.disc_params, teacher, clips, 1.0)[1][0]
     np.testing.assert_allclose(value, parts['mel'], rtol=1e-4)
 

@@ -88,22 +88,22 @@ def _report(args, *facts):
 
 
 def _encode(args):
-  from affectcodec_jax.cli import convert
+  from affectcodec_jax.cli import folders
   if os.path.isdir(args.input):
-    return convert.encode_folder(args)
+    return folders.encode_folder(args)
   _check_output(args)
-  seconds, kbps = convert.encode_file(lambda: load(args.checkpoint), args, args.input, args.output)
+  seconds, kbps = folders.encode_file(lambda: load(args.checkpoint), args, args.input, args.output)
   _report(args, f'{seconds:.2f} s, {kbps:g} kbps')
 
 
 def _decode(args):
   from affectcodec_jax import audio
-  from affectcodec_jax.cli import convert
+  from affectcodec_jax.cli import folders
   if os.path.isdir(args.input):
-    return convert.decode_folder(args)
+    return folders.decode_folder(args)
   _check_output(args)
   audio.check_writable_kind(args.output)
-  seconds = convert.decode_file(lambda: load(args.checkpoint), args, args.input, args.output)
+  seconds = folders.decode_file(lambda: load(args.checkpoint), args, args.input, args.output)
   _report(args, f'{seconds:.2f} s')
 
 

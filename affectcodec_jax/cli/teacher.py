@@ -33,8 +33,10 @@ def _judge_options(p):
 def _fit(words, module, train, workdir):
   """Trains by `train` of `module` what `words` configure; into `workdir` where they name no folder."""
   from affectcodec_jax.config import parse_args, require
+  from affectcodec_jax.training import fit
   config, given = parse_args(words, module.__doc__)
   require(config, module.FIELDS, 'this configuration')
+  fit.check(config)
   train(config, given or workdir)
 
 
@@ -50,7 +52,7 @@ def _distil(words):
 
 def _convert(args):
   from affectcodec_jax.common.errors import UserError
-  from affectcodec_jax.emotion import convert, whisper_files
+  from affectcodec_jax.emotion import emotion2vec_files, whisper_files
   from affectcodec_jax.emotion.teachers import WHISPER_LAYER
   if args.model == 'whisper':
     layer = WHISPER_LAYER if args.layer is None else args.layer
@@ -58,7 +60,7 @@ def _convert(args):
   elif args.layer is not None:
     raise UserError('--layer is for whisper: of emotion2vec all blocks are used')
   else:
-    convert.convert(args.checkpoint, args.output, args.float16)
+    emotion2vec_files.convert(args.checkpoint, args.output, args.float16)
 
 
 def _train_judge(words):

@@ -15,7 +15,7 @@ import threading
 
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath
-from affectcodec_jax.common.retry import patiently
+from affectcodec_jax.common.retry import with_retries
 
 _SCHEME = 'gs://'
 _DEADLINE = 30.0  # seconds for the first answer; gcsfs itself tries for a minute
@@ -36,7 +36,7 @@ def check(address: str) -> None:
   bucket, _, key = str(address).removeprefix(_SCHEME).partition('/')
   if not bucket:
     raise UserError(f'{address}: names no bucket; give gs://BUCKET/FOLDER')
-  with one_line(address):
+  with as_user_error(address):
     try:
       _soon(lambda: file_system().call('GET', 'b/{}/o', bucket, prefix=key, maxResults=1, json_out=True))
     except FileNotFoundError as e:
@@ -91,7 +91,7 @@ def _soon(ask):
 
 
 @contextlib.contextmanager
-def one_line(path: AnyPath):
+def as_user_error(path: AnyPath):
   """Turns what goes wrong with a bucket into a `UserError`; errors of local paths pass."""
   try:
     yield
@@ -133,7 +133,7 @@ def move(source, target) -> None:
   if not is_address(source):
     source.rename(target)
     return
-  with one_line(source):
+  with as_user_error(source):
     file_system().copy(str(source), str(target), recursive=True)
     file_system().rm(str(source), recursive=True)
 
@@ -190,6 +190,6 @@ def names(address: str) -> list[str]:
   """
   check(address)
   root = address.removeprefix(_SCHEME).rstrip('/') + '/'
-  with one_line(address):
-    found = patiently(file_system().find, root)
+  with as_user_error(address):
+    found = with_retries(file_system().find, root)
   return [name.removeprefix(root) for name in found if name.startswith(root)]

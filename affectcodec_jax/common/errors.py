@@ -28,7 +28,7 @@ def run_command(command):
       sys.stdout.flush()  # here a full disk behind it can be reported
     return status
   except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
-    print(f'error: {progress.one_line(str(e))}', file=sys.stderr)
+    print(f'error: {progress.escape_control(str(e))}', file=sys.stderr)
     return 2
   except (RuntimeError, AssertionError) as e:
     if not traceback.extract_tb(e.__traceback__)[-1].filename.endswith('xla_bridge.py'):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import stat
 import sys
 import tempfile
@@ -15,8 +16,10 @@ AnyPath = str | pathlib.Path  # of a file or a folder
 
 def check_local(path: AnyPath) -> None:
   """Raises a `UserError` for an address: `pathlib` would make a folder `gs:` of it."""
-  if '://' in str(path):
-    raise UserError(f'{path}: a folder or file of this machine is meant here; copy it, or mount the bucket')
+  address = re.sub(r'^(\w{2,}):/+', r'\1://', str(path))  # a Path has one slash of the two
+  if '://' in address:
+    raise UserError(f'{address}: a folder or file of this machine is meant here; copy it, or mount the '
+                    'bucket')
 
 
 def make_folder(path: AnyPath) -> pathlib.Path:

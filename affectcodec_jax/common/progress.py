@@ -53,7 +53,7 @@ def log_to_stderr():
   logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
-def one_line(text):
+def escape_control(text):
   """`text` with control characters as `\\x0a`: names of files may hold line breaks and more."""
   return re.sub(r'[\x00-\x1f\x7f]', lambda found: f'\\x{ord(found[0]):02x}', text)
 
@@ -62,7 +62,7 @@ class _Lines(logging.Formatter):
   """A line a message."""
 
   def formatMessage(self, record):  # noqa: N802
-    return one_line(super().formatMessage(record))
+    return escape_control(super().formatMessage(record))
 
 
 class Once(logging.Filter):

@@ -12,7 +12,7 @@ _NAMES = ('EIO', 'EAGAIN', 'EINTR', 'EBUSY', 'ETIMEDOUT', 'ESTALE', 'EREMOTEIO',
 _PASSING = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}
 
 
-def passes(error):
+def is_transient(error):
   """Whether an `OSError`, or the one that caused an error, is of a kind that another try may not meet."""
   error = error if isinstance(error, OSError) else error.__cause__
   return isinstance(error, (TimeoutError, ConnectionError)) or (
@@ -25,7 +25,7 @@ def named(error):
   return error if number is None else OSError(number, os.strerror(number))
 
 
-def patiently(read, *args):
+def with_retries(read, *args):
   """`read(*args)`, tried again after each of `PAUSES` where it fails with an error that passes.
 
   All other errors are raised at once: no such file, no rights, damage.
@@ -34,7 +34,7 @@ def patiently(read, *args):
     try:
       return read(*args)
     except Exception as e:
-      if not passes(e):
+      if not is_transient(e):
         raise
     time.sleep(pause)
   return read(*args)

@@ -34,7 +34,7 @@ def local(path: AnyPath) -> pathlib.Path:
 def _download(address, target):
   """Copies the files right below `address` that a start reads; returns their names."""
   fs, copied = buckets.file_system(), []
-  with buckets.one_line(address):
+  with buckets.as_user_error(address):
     try:
       listed = fs.ls(address, detail=True)
     except FileNotFoundError:
@@ -102,7 +102,7 @@ class RunFiles:
       if self._sent.get(name) != state:
         try:
           buckets.file_system().put_file(str(path), buckets.join(self._address, name))
-        except Exception as e:  # of many kinds, see `buckets.one_line`
+        except Exception as e:  # of many kinds, see `buckets.as_user_error`
           raise UserError(f'{self._address}/{name}: cannot be written ({buckets.reason(e)}); the same '
                           f'command continues from the last checkpoint, {self.folder} has this file') from e
         self._sent[name] = state

@@ -14,8 +14,10 @@ Died = concurrent.futures.process.BrokenProcessPool  # a process of the pool end
 
 
 @contextlib.contextmanager
-def pool(jobs, start=None, settings=()):
+def pool(jobs, start=None, settings=(), on_cpu=False):
   """An executor of `jobs` processes, each of which first calls `start(*settings)`.
+
+  With `on_cpu` they leave accelerators alone, which one process at a time can use.
 
   One thread each: they share the cores without waiting for one another, and what a process computes does
   not depend on how many there are. They leave with this process, however that ends; an exception in the
@@ -24,6 +26,7 @@ def pool(jobs, start=None, settings=()):
   threads = {'OMP_NUM_THREADS': '1', 'TF_CPP_MIN_LOG_LEVEL': '3',
              'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
              + ' --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'}
+  threads |= {'JAX_PLATFORMS': 'cpu'} if on_cpu else {}
   before = {k: os.environ.get(k) for k in threads}
   os.environ.update(threads)  # inherited by the processes, which start with the first task
   try:

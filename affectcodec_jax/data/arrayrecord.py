@@ -22,7 +22,7 @@ from affectcodec_jax.common import buckets, schemas
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import check_local, parse_json
 from affectcodec_jax.common.joined import Part
-from affectcodec_jax.common.retry import named, patiently
+from affectcodec_jax.common.retry import named, with_retries
 from affectcodec_jax.data.folder import select_rows
 from affectcodec_jax.data.recordings import Recordings
 
@@ -69,8 +69,8 @@ class ArrayRecordSource(Recordings):
   def _finished(self, shard):
     """Rows of a shard, which has to be there."""
     name = shard_path(self._folder, shard, self._shards)
-    lines = patiently(read_lines, name)
-    if lines is None or patiently(_size, name) != lines[0]['bytes']:
+    lines = with_retries(read_lines, name)
+    if lines is None or with_retries(_size, name) != lines[0]['bytes']:
       raise UserError(f'{name}: missing, unfinished or damaged; run the same pack command again')
     return [{'key': row.pop('path')} | row for row in lines[1:]]
 

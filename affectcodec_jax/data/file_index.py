@@ -16,7 +16,7 @@ from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import parse_json, write_whole
 from affectcodec_jax.common.open_sound import open_sound
 from affectcodec_jax.common.places import cache_folder
-from affectcodec_jax.common.retry import patiently
+from affectcodec_jax.common.retry import with_retries
 
 _FEWEST = 200  # files an index is kept for; fewer are looked at in a moment
 _THREADS = 16  # they wait for disks and networks
@@ -87,7 +87,7 @@ def _stats(paths):
   found = []
   for path in paths:
     try:
-      found.append(patiently(_stat, path))
+      found.append(with_retries(_stat, path))
     except (OSError, ValueError):  # ValueError: a name with a zero byte in it
       found.append(None)
   return found
@@ -107,7 +107,7 @@ def _headers(paths):
 def _header(path):
   """(seconds, ''), or (None, what is wrong), of one file."""
   try:
-    return patiently(_duration, path), ''
+    return with_retries(_duration, path), ''
   except UserError as e:
     return None, str(e).removeprefix(f'{path}: ').split('; give')[0]
 

@@ -12,7 +12,7 @@ from affectcodec_jax.common import buckets
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import check_local, parse_json
 from affectcodec_jax.common.labels import EMOTIONS, emotion_index
-from affectcodec_jax.common.retry import patiently
+from affectcodec_jax.common.retry import with_retries
 from affectcodec_jax.data.file_index import FileIndex
 from affectcodec_jax.data.recordings import Recordings
 
@@ -165,7 +165,7 @@ def _names(root, suffixes):
   while waiting:
     folder = waiting.pop()
     try:
-      entries = patiently(_entries, os.path.join(root, folder))
+      entries = with_retries(_entries, os.path.join(root, folder))
     except OSError as e:
       logging.warning('%s: not looked into (%s)', e.filename, e.strerror)
       continue
@@ -222,7 +222,7 @@ def _placing(root):
 def _read_manifest(path, read):
   rows, place = [], _placing(_root(path))
   try:
-    lines = patiently(read).split('\n')  # splitlines() would cut at U+2028
+    lines = with_retries(read).split('\n')  # splitlines() would cut at U+2028
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f'{path}: cannot be read as UTF-8 text ({e})') from e
   for number, line in enumerate(lines, 1):

@@ -19,7 +19,7 @@ from affectcodec_jax.common.audio_reader import duration, read_blocks, whole_num
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import differences, make_folder, whole, write_json, write_whole
 from affectcodec_jax.common.open_sound import open_sound
-from affectcodec_jax.common.retry import patiently
+from affectcodec_jax.common.retry import with_retries
 from affectcodec_jax.data import arrayrecord
 from affectcodec_jax.data.folder import list_split
 from affectcodec_jax.data.rows import list_digest
@@ -128,7 +128,7 @@ def _pack_shard(folder, shards, job):
       writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
       for row in rows:
         try:
-          flac, seconds, scale = patiently(to_flac, row['path'])
+          flac, seconds, scale = with_retries(to_flac, row['path'])
         except Exception as e:  # a damaged file can fail in ways of its own; the others go on
           bad.append({'path': row['key'], 'reason': _reason(e, row['path'])})
           continue

@@ -4,7 +4,7 @@ import logging
 
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.labels import emotion_index
-from affectcodec_jax.common.retry import passes, patiently
+from affectcodec_jax.common.retry import is_transient, with_retries
 from affectcodec_jax.data.rows import Rows
 
 
@@ -46,11 +46,11 @@ class Recordings:
     row = self._rows[i]
     try:
       try:
-        name, audio = patiently(self._read, i, row, start, seconds)
+        name, audio = with_retries(self._read, i, row, start, seconds)
       except UserError as e:
-        if not start or passes(e):
+        if not start or is_transient(e):
           raise
-        name, audio = patiently(self._read, i, row, 0.0, seconds)  # shorter than its header says
+        name, audio = with_retries(self._read, i, row, 0.0, seconds)  # shorter than its header says
     except UserError as e:
       if i not in self._unreadable:
         self._unreadable.add(i)

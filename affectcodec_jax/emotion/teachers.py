@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.compact import Student, Teacher
 from affectcodec_jax.emotion.compact import context as speechnet_context
 from affectcodec_jax.emotion.emotion2vec import Emotion2Vec
@@ -19,7 +20,25 @@ EMOTION2VEC = {'emotion2vec_base': (768, 12), 'emotion2vec_plus_large': (1024, 1
 WHISPER = {'whisper_tiny': (384, 4), 'whisper_base': (512, 6)}  # width, blocks of the whole encoder
 WHISPER_LAYER = 3  # of base's 6: docs/emotion.md has how well emotion is read there
 COMPACT_DEPTH = 9  # of the first compact teacher, and of what was trained with it
+OLDER = {'depth': COMPACT_DEPTH, 'layer': WHISPER_LAYER}  # what runs have that lack the field
 KINDS = ('compact', *EMOTION2VEC, *WHISPER)
+
+
+def check(config):
+  """Checks section `teacher` of a configuration.
+
+  Raises:
+    UserError: no such kind, or a width or layer that it has not.
+  """
+  t = config.teacher
+  if t.kind not in KINDS:
+    raise UserError(f"teacher.kind='{t.kind}'; use one of {', '.join(KINDS)}")
+  width = (EMOTION2VEC | WHISPER).get(t.kind, (t.dim,))[0]
+  if t.dim != width:
+    raise UserError(f'teacher.dim={t.dim}, but features of {t.kind} are {width} wide')
+  layer = t.get('layer', WHISPER_LAYER)
+  if t.kind in WHISPER and not 1 <= layer <= WHISPER[t.kind][1]:
+    raise UserError(f'teacher.layer={layer}, but {t.kind} has blocks 1 to {WHISPER[t.kind][1]}')
 
 
 def make_teacher(config):
@@ -62,9 +81,8 @@ def _depth(net):
 def identity(config):
   """{field of `teacher`: value} of what a codec's teacher cannot be another's in, files apart."""
   names = {'compact': ('depth',), **dict.fromkeys(WHISPER, ('layer',))}.get(config.teacher.kind, ())
-  older = {'depth': COMPACT_DEPTH, 'layer': WHISPER_LAYER}  # what runs have that lack the field
   return {n: config.teacher[n] for n in ('kind', 'dim')} | {
-      n: config.teacher.get(n, older[n]) for n in names}
+      n: config.teacher.get(n, OLDER[n]) for n in names}
 
 
 def teacher_features(config, frozen, audio, mask=None):

@@ -52,13 +52,13 @@ def ablate(data, out, *, config='configs/ablation.py', variants=tuple(VARIANTS),
     raise UserError('--steps and --jobs must be at least 1')
   out = make_folder(out)
   todo = [(variant, seed) for seed in seeds for variant in variants]  # a seed at a time
-  asked = {'data': str(data), 'steps': steps, 'limit': limit, 'metrics': list(metrics),
-           'svm': str(svm or '')}
+  training = {'config': str(config), 'data': str(data), 'steps': steps}
+  scoring = {'limit': limit, 'metrics': list(metrics), 'svm': str(svm or '')}
   failed = threading.Event()
 
   def run(variant, seed):
     problem = None if failed.is_set() else _run_one(
-        out / variant / str(seed), config, variant, seed, asked, jobs)
+        out / variant / str(seed), variant, seed, training, scoring, jobs)
     if problem:
       failed.set()  # what has not begun does not
     return problem
@@ -79,8 +79,8 @@ def ablate(data, out, *, config='configs/ablation.py', variants=tuple(VARIANTS),
   ablation_table.plot(results, out / 'ablation.png')
 
 
-def _run_one(workdir, config, variant, seed, asked, jobs):
-  """Trains and scores one run, unless the same was `asked` before; returns what went wrong, or None."""
+def _run_one(workdir, variant, seed, training, scoring, jobs):
+  """Trains one run and scores it, unless that was done with the same settings; returns what went wrong."""
   workdir.mkdir(parents=True, exist_ok=True)
   env = dict(os.environ)
   if jobs > 1:  # each run its share of the processors
@@ -88,15 +88,22 @@ def _run_one(workdir, config, variant, seed, asked, jobs):
     env['XLA_FLAGS'] = (env.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
                         f' intra_op_parallelism_threads={threads}').strip()
     env['OMP_NUM_THREADS'] = str(threads)
-  train = ['train', '--config', f'{config}:{variant}', '--workdir', workdir, f'--config.seed={seed}',
-           f'--config.train.steps={asked["steps"]}', f'--config.data.path={asked["data"]}']
-  score = ['evaluate', '--checkpoint', workdir, '--data', asked['data'], '--split', 'test', '--labelled',
-           '--limit', asked['limit'], '--out', workdir / 'test', '--metrics', *asked['metrics'],
+  train = ['train', '--config', f'{training["config"]}:{variant}', '--workdir', workdir,
+           f'--config.seed={seed}', f'--config.train.steps={training["steps"]}',
+           f'--config.data.path={training["data"]}']
+  score = ['evaluate', '--checkpoint', workdir, '--data', training['data'], '--split', 'test', '--labelled',
+           '--limit', scoring['limit'], '--out', workdir / 'test', '--metrics', *scoring['metrics'],
            '--peers', 'none', '--jobs', '1', '--no-report']
-  if asked['svm']:
-    score += ['--svm', asked['svm']]
-  done, settings = workdir / 'test' / 'results.json', workdir / 'test' / 'settings.json'
-  if done.exists() and settings.exists() and json.loads(settings.read_text()) == asked:
+  if scoring['svm']:
+    score += ['--svm', scoring['svm']]
+  trained, scored = workdir / 'trained.json', workdir / 'test' / 'scored.json'
+  if trained.exists() and (before := json.loads(trained.read_text())) != training:
+    changed = ', '.join(f'{k}={training[k]} (was {before.get(k)})' for k in training
+                        if training[k] != before.get(k))
+    return f'{workdir} holds a run with other settings, now {changed}; give another --out'
+  write_json(trained, training)
+  done = workdir / 'test' / 'results.json'
+  if done.exists() and scored.exists() and json.loads(scored.read_text()) == scoring:
     print(f'{variant}, seed {seed}: done', flush=True)
     return None
   for command in (train, score):
@@ -106,7 +113,7 @@ def _run_one(workdir, config, variant, seed, asked, jobs):
                               stderr=log, env=env).returncode
     if status:
       return f'{variant}, seed {seed}: {command[0]} failed; see {workdir}/log.txt'
-  if json.loads(done.read_text())['step'] != asked['steps']:  # asked to end, it saved and left
-    return f'{variant}, seed {seed}: stopped before step {asked["steps"]}; run the same command again'
-  write_json(settings, asked)
+  if json.loads(done.read_text())['step'] != training['steps']:  # asked to end, it saved and left
+    return f'{variant}, seed {seed}: stopped before step {training["steps"]}; run the same command again'
+  write_json(scored, scoring)
   return None

@@ -152,14 +152,14 @@ def score_files(items, checkpoint, peers, metrics, models, cache, jobs):
     checkpoint, peers: of `make_systems`.
     metrics, models: of `make_scorer`.
     cache: folder of what is known.
-    jobs: processes, of one thread each.
+    jobs: processes, of one thread each, on CPU.
 
   Raises:
     UserError: a process died.
   """
   settings = (checkpoint, peers, metrics, models, str(cache))
   try:
-    with workers.pool(jobs, _start, settings) as pool:
+    with workers.pool(jobs, _start, settings, on_cpu=True) as pool:
       yield from workers.in_order(pool, _work, items, 2 * jobs)
   except workers.Died as e:
     raise UserError('a process of the evaluation died, perhaps for lack of memory; the same command goes '

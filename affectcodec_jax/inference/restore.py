@@ -20,7 +20,7 @@ ITEMS = ('state', 'ema', 'data', 'meta')
 def make_reader(workdir):
   """A manager that writes nothing, not even the folder."""
   options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
-  with buckets.one_line(workdir):
+  with buckets.as_user_error(workdir):
     path = buckets.folder(workdir) / 'checkpoints'
     if not path.is_dir():
       raise nothing_usable(workdir)
@@ -65,24 +65,28 @@ def _crc32s(tree):
           for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def everywhere(sound):
-  """Whether all processes found a checkpoint sound: they go on from one and the same, or not at all."""
+def all_processes_agree(intact):
+  """Whether all processes found a checkpoint intact: they go on from one and the same, or not at all."""
   if jax.process_count() == 1:
-    return sound
-  return bool(multihost_utils.process_allgather(np.asarray(sound)).all())
+    return intact
+  return bool(multihost_utils.process_allgather(np.asarray(intact)).all())
 
 
-def restore_ema(workdir, fresh_ema):
-  """(EMA parameters, step) of the newest sound checkpoint of `workdir`.
+def restore_newest(workdir, **shapes):
+  """({item: its arrays, on the host}, step) of the newest checkpoint of `workdir` whose items are intact.
+
+  Args:
+    workdir: of a run.
+    **shapes: arrays or shape structs of each item of `ITEMS` that is wanted.
 
   Raises:
     UserError: there is none.
   """
   manager = make_reader(workdir)
   for step in sorted(manager.all_steps(), reverse=True):
-    ema = read_item(manager, step, 'ema', fresh_ema)
-    if ema is not None:
-      return ema, step
+    items = {name: read_item(manager, step, name, target) for name, target in shapes.items()}
+    if all(item is not None for item in items.values()):
+      return items, step
   raise nothing_usable(workdir, manager.all_steps())
 
 
@@ -105,8 +109,9 @@ def read_item(manager, step, name, target):
   """
   # Explicitly on one local device: a checkpoint of 8 devices restores on 1 and the reverse.
   local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  over = jax.tree.map(lambda x: getattr(x, 'sharding', None) or local, target)
-  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), target, over)
+  shardings = jax.tree.map(lambda x: getattr(x, 'sharding', None) or local, target)
+  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), target,
+                          shardings)
   on_host = not any(getattr(x, 'sharding', None) for x in jax.tree.leaves(target))
   tree = None
   try:
@@ -119,7 +124,7 @@ def read_item(manager, step, name, target):
     logging.warning('checkpoint %d is not usable (%s: %s)', step, type(e).__name__,
                     ' '.join(str(e).split())[:200])
   # Sums of what is spread over processes need them all.
-  if not (tree is not None if on_host else everywhere(tree is not None)):
+  if not (tree is not None if on_host else all_processes_agree(tree is not None)):
     return None
   if sums_of(tree) != written:
     logging.warning('checkpoint %d is damaged: checksums of %s do not match', step, name)

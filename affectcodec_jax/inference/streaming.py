@@ -230,13 +230,13 @@ def bridge(lost):
     lost: bool `[frames]`, not all of them True.
 
   Returns:
-    `[frames]` each: the sound frame before (the first one, where there is none) and after (the last one),
-    the weight of the one after, float32 in [0, 1], and the distance of the nearer. A frame that is not
+    `[frames]` each: the received frame before (the first one, where there is none) and after (the last
+    one), the weight of the one after, float32 in [0, 1], and the distance of the nearer. A frame that is not
     lost is its own, before and after.
   """
-  sound, at = np.flatnonzero(~lost), np.arange(len(lost))
-  after = sound[np.minimum(np.searchsorted(sound, at), len(sound) - 1)]
-  before = sound[np.maximum(np.searchsorted(sound, at, side='right') - 1, 0)]
+  received, at = np.flatnonzero(~lost), np.arange(len(lost))
+  after = received[np.minimum(np.searchsorted(received, at), len(received) - 1)]
+  before = received[np.maximum(np.searchsorted(received, at, side='right') - 1, 0)]
   weight = np.clip((at - before) / np.maximum(after - before, 1), 0, 1).astype(np.float32)
   return before, after, weight, np.minimum(np.abs(at - before), np.abs(at - after))
 

@@ -11,14 +11,8 @@ import numpy as np
 
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.emotion import teachers
 from affectcodec_jax.emotion.judge import Judge
-from affectcodec_jax.emotion.teachers import (
-  WHISPER,
-  make_compact,
-  make_student,
-  make_teacher,
-  teacher_shapes,
-)
 from affectcodec_jax.models.codec import init_params
 from affectcodec_jax.models.params import load_params
 
@@ -44,24 +38,25 @@ def load_teacher(config, path=''):
   Raises:
     UserError: not such a teacher.
   """
+  teachers.check(config)
   path = path or packaged.TEACHER
   if not os.path.exists(path):
     kind = config.teacher.kind
     if kind == 'compact':
       how = 'python -m affectcodec_jax teacher train'
-    elif kind in WHISPER:
+    elif kind in teachers.WHISPER:
       how = 'python -m affectcodec_jax teacher convert whisper'
     else:
       how = 'python -m affectcodec_jax teacher convert emotion2vec'
     raise UserError(f'{path}: no such file; make it with {how}'
                     + (', or leave teacher.path empty' if kind == 'compact' else ''))
   params = load_params(path)
-  network = make_teacher(config)
   what = f'a {config.teacher.kind} teacher of width teacher.dim={config.teacher.dim}'
-  _check_shapes(path, params, teacher_shapes(config), what)
-  if config.teacher.kind == 'compact' and make_compact(params).depth != network.depth:
-    raise UserError(f'{path}: a teacher of {make_compact(params).depth} layers, but teacher.depth='
-                    f'{network.depth}')
+  _check_shapes(path, params, teachers.teacher_shapes(config), what)
+  if config.teacher.kind == 'compact':
+    depth, wanted = teachers.make_compact(params).depth, teachers.make_teacher(config).depth
+    if depth != wanted:  # a deeper one has all shapes of this one, too
+      raise UserError(f'{path}: a teacher of {depth} layers, but teacher.depth={wanted}')
   return params
 
 
@@ -85,7 +80,7 @@ def load_student(config, path):
   """
   params = load_params(path)
   try:
-    network = make_student(params)
+    network = teachers.make_student(params)
     if network.depth < 1:
       raise ValueError('no layers')
   except (KeyError, TypeError, IndexError, AttributeError, ValueError) as e:

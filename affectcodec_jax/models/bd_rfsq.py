@@ -112,8 +112,8 @@ def _round(p, z, levels, rounding=1.0):
   # No gradient along the signal itself, nor into its scale: the distance is least for a small signal, and
   # scale, projection and encoder would all learn to make one, which leaves the outer codes unused. A
   # signal of more than twice the grid's extent, where tanh passes no gradient, is drawn back.
-  spread = jnp.sqrt(jnp.mean(scaled ** 2, axis=1, keepdims=True) + 1e-4)  # [B, 1, f]
-  scaled = scaled * jnp.where(spread > 2, 1.0, jax.lax.stop_gradient(spread) / spread)
+  std = jnp.sqrt(jnp.mean(scaled ** 2, axis=1, keepdims=True) + 1e-4)  # [B, 1, f]
+  scaled = scaled * jnp.where(std > 2, 1.0, jax.lax.stop_gradient(std) / std)
   commitment = jnp.mean((scaled - grid) ** 2, axis=(1, 2))
   return _restore(p, codes), digits, commitment
 

@@ -124,16 +124,16 @@ class Codec(nn.Module):
     """Phase increments of the lite backbone's source, int32 `[batch, frames]`."""
     return source_filter.predicted_increments(self.decoder(latent).pitch)
 
-  def synthesise_along(self, latent, f0, follow):
+  def synthesise_with_pitch(self, latent, f0, use_true_pitch):
     """Audio and `Controls` of the lite backbone in training.
 
     Args:
       latent: `[batch, frames, dim]`.
       f0: true fundamental in Hz, everywhere above 0, `[batch, frames]`.
-      follow: bool `[batch]`, whether a clip's source has that pitch, or the predicted one.
+      use_true_pitch: bool `[batch]`, whether a clip's source has that pitch, or the predicted one.
     """
     controls = self.decoder(latent)
-    pitch = jnp.where(follow[:, None], source_filter.increments(source_filter.class_of(f0)),
+    pitch = jnp.where(use_true_pitch[:, None], source_filter.increments(source_filter.class_of(f0)),
                       source_filter.predicted_increments(controls.pitch))
     return source_filter.render(controls, source_filter.beginning(pitch)), controls
 

@@ -129,10 +129,10 @@ def lower_step(config, devices, adversarial, platform='tpu'):
         lambda x: jax.ShapeDtypeStruct((count, x.shape[0] // count, *x.shape[1:]), x.dtype), batch)
     return parallel.pmap_train_step(config, adversarial, devices).lower(*copies, parts)
   mesh = parallel.make_mesh(config, devices)
-  over = parallel.batch_sharding(mesh)
+  sharding = parallel.batch_sharding(mesh)
   traced = parallel.mesh_train_step(config, mesh, adversarial).trace(
       *(parallel.laid_out(x, parallel.state_sharding(mesh, x)) for x in (state, frozen)),
-      parallel.laid_out(batch, jax.tree.map(lambda _: over, batch)))
+      parallel.laid_out(batch, jax.tree.map(lambda _: sharding, batch)))
   return traced.lower(lowering_platforms=(platform,))
 
 

@@ -22,7 +22,7 @@ from affectcodec_jax.inference import restore
 def make_manager(workdir, keep=3):
   """A manager of `workdir`/checkpoints that writes in the background and keeps the last `keep`."""
   options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-  with buckets.one_line(workdir):
+  with buckets.as_user_error(workdir):
     path = buckets.folder(workdir) / 'checkpoints'
     return ocp.CheckpointManager(path, options=options, item_names=restore.ITEMS)
 
@@ -45,7 +45,7 @@ def save(manager, state, iterator):
       raise _not_written(manager, f'it may take {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free')
   sums = {'state': restore.checksums(rest), 'ema': restore.checksums(ema)}
   try:
-    with buckets.one_line(manager.directory):
+    with buckets.as_user_error(manager.directory):
       manager.save(int(state.step), args=ocp.args.Composite(
           state=ocp.args.StandardSave(rest),
           ema=ocp.args.StandardSave(ema),
@@ -62,7 +62,7 @@ def finish(manager):
     UserError: it could not be written.
   """
   try:
-    with buckets.one_line(manager.directory):
+    with buckets.as_user_error(manager.directory):
       manager.wait_until_finished()
   except (ValueError, OSError, RuntimeError) as e:
     raise _not_written(manager, e) from e
@@ -75,7 +75,7 @@ def _not_written(manager, reason):
 
 
 def restore_latest(manager, fresh, iterator):
-  """State of the newest sound checkpoint, and `iterator` set to where it stood; None without one.
+  """State of the newest intact checkpoint, and `iterator` set to where it stood; None without one.
 
   Args:
     manager: from `make_manager`.
@@ -89,8 +89,8 @@ def restore_latest(manager, fresh, iterator):
   for step in sorted(manager.all_steps(), reverse=True):
     rest = restore.read_item(manager, step, 'state', fresh.replace(ema=None))
     ema = restore.read_item(manager, step, 'ema', fresh.ema)
-    sound = rest is not None and ema is not None and _restore_iterator(manager, step, iterator)
-    if not restore.everywhere(sound):
+    intact = rest is not None and ema is not None and _restore_iterator(manager, step, iterator)
+    if not restore.all_processes_agree(intact):
       damaged.append(step)
       continue
     for newer in damaged:  # only now: perhaps none of them fitted, and the fault is elsewhere
@@ -118,18 +118,13 @@ def _restore_iterator(manager, step, iterator):
 
 
 def restore_state(workdir, fresh):
-  """The newest sound `TrainState` of `workdir`, as host arrays.
+  """The newest intact `TrainState` of `workdir`, as host arrays.
 
   Raises:
     UserError: there is none.
   """
-  manager = restore.make_reader(workdir)
-  for step in sorted(manager.all_steps(), reverse=True):
-    rest = restore.read_item(manager, step, 'state', fresh.replace(ema=None))
-    ema = restore.read_item(manager, step, 'ema', fresh.ema)
-    if rest is not None and ema is not None:
-      return rest.replace(ema=ema)
-  raise restore.nothing_usable(workdir, manager.all_steps())
+  items, _ = restore.restore_newest(workdir, state=fresh.replace(ema=None), ema=fresh.ema)
+  return items['state'].replace(ema=items['ema'])
 
 
 def _set_aside(manager, step):

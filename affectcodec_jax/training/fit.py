@@ -11,12 +11,24 @@ import optax
 from affectcodec_jax.api import use_compilation_cache
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import make_folder
-from affectcodec_jax.config import save_config
+from affectcodec_jax.config import check_crop, save_config
 from affectcodec_jax.data import pipeline
 from affectcodec_jax.models.params import save_params
 
 # What is needed of a configuration besides what the command itself needs.
 FIT_FIELDS = ('steps', 'batch_size', 'lr', 'weight_decay', 'ema_decay', 'log_every')
+
+
+def check(config):
+  """Checks what a training needs of sections `train` and `data`.
+
+  Raises:
+    UserError: names the field that is out of range.
+  """
+  for name in ('steps', 'batch_size', 'log_every'):
+    if config.train[name] < 1:
+      raise UserError(f'train.{name}={config.train[name]} must be at least 1')
+  check_crop(config)
 
 
 def open_workdir(workdir):

@@ -153,13 +153,13 @@ def mesh_train_step(config, mesh, adversarial):
   """`train_step` over a mesh, of arrays as `state_sharding` and `batch_sharding` lay them out."""
   whole, split = PartitionSpec(), batch_sharding(mesh).spec
 
-  def spread(function):
+  def map_devices(function):
     # With check_vma gradients of whole parameters would be summed before they are averaged.
     return jax.shard_map(function, mesh=mesh, in_specs=(whole,) * 5 + (split,), out_specs=whole,
                          check_vma=False)
 
   step = functools.partial(train_step, config=config, adversarial=adversarial, axis_name=mesh.axis_names,
-                           spread=spread)
+                           map_devices=map_devices)
 
   @functools.partial(jax.jit, donate_argnums=(0,))
   def run(state, frozen, batch):
@@ -174,16 +174,16 @@ def _mesh(config):
   mesh = make_mesh(config)
 
   def place(tree):
-    def one(x, over):
-      if getattr(x, 'sharding', None) == over:
+    def one(x, sharding):
+      if getattr(x, 'sharding', None) == sharding:
         return x
       # Every process has the whole; each device takes its part.
-      return jax.make_array_from_callback(np.shape(x), over, lambda i: np.asarray(x)[i])
+      return jax.make_array_from_callback(np.shape(x), sharding, lambda i: np.asarray(x)[i])
     return jax.tree.map(one, tree, state_sharding(mesh, tree))
 
   def split(batch):
-    over = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(over, x), batch)
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
   def fetch(tree):
     if jax.process_count() == 1:

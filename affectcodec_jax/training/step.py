@@ -82,8 +82,9 @@ def _reconstruct(config, codec, params, batch, features, rounding):
   if 'f0' not in batch:
     decoded, pitch = codec.apply(variables, flat, method=Codec.synthesise), {}
   else:
-    f0, voiced, follow = (jnp.repeat(batch[name], rates, axis=0) for name in ('f0', 'voiced', 'follow'))
-    decoded, controls = codec.apply(variables, flat, f0, follow, method=Codec.synthesise_along)
+    f0, voiced, use_true_pitch = (jnp.repeat(batch[name], rates, axis=0)
+                                  for name in ('f0', 'voiced', 'use_true_pitch'))
+    decoded, controls = codec.apply(variables, flat, f0, use_true_pitch, method=Codec.synthesise_with_pitch)
     pitch = {'pitch': losses.pitch_distance(controls.pitch, f0, voiced),
              'voicing': losses.voicing_distance(controls.voicing, voiced)}
   decoded = decoded.reshape(-1, rates, audio.shape[1])  # [B, R, L]
@@ -204,8 +205,9 @@ def mean_gradients(params, disc_params, frozen, rng, step, batch, *, config, adv
   now = schedule(config, step)
   # Drawn for the global batch and sliced, so the number of devices changes nothing.
   rng = jax.random.fold_in(rng, step)
-  drawn = {'rate': draw_rates(config, rng, devices * clips),
-           'follow': jax.random.bernoulli(jax.random.fold_in(rng, 2), now.true_pitch, (devices * clips,))}
+  every = devices * clips
+  drawn = {'rate': draw_rates(config, rng, every),
+           'use_true_pitch': jax.random.bernoulli(jax.random.fold_in(rng, 2), now.true_pitch, (every,))}
   batch = batch | {name: jax.lax.dynamic_slice_in_dim(x, index * clips, clips) for name, x in drawn.items()}
   grad_fn = functools.partial(gradients, params, disc_params, frozen, rounding=now.rounding, config=config,
                               adversarial=adversarial)
@@ -214,24 +216,24 @@ def mean_gradients(params, disc_params, frozen, rng, step, batch, *, config, adv
 
 
 def train_step(state: TrainState, frozen, batch, *, config, adversarial, axis_name=None,
-               spread=lambda function: function):
+               map_devices=lambda function: function):
   """Updates generator, EMA and (when `adversarial`) discriminator.
 
   Args:
     state: the training state.
     frozen: parameters of the emotion networks (see `teachers`).
-    batch: {'audio': `[batch, samples]`} of this device, or with `spread` of all; for a source-filter
+    batch: {'audio': `[batch, samples]`} of this device, or with `map_devices` of all; for a source-filter
       decoder also 'f0' (Hz, above 0) and 'voiced' (1 or 0), `[batch, frames]`.
     config: the configuration; static.
     adversarial: static; False leaves the discriminator out of the program.
     axis_name: mapped axis or axes to average over; None on one device.
-    spread: maps `mean_gradients` over the devices, where they do not all run the whole step.
+    map_devices: maps `mean_gradients` over the devices, where they do not all run the whole step.
 
   Returns:
     the new state and a dict of scalar metrics, the same on every device.
   """
   grad_fn = functools.partial(mean_gradients, config=config, adversarial=adversarial, axis_name=axis_name)
-  grads, disc_grads, metrics = spread(grad_fn)(
+  grads, disc_grads, metrics = map_devices(grad_fn)(
       state.params, state.disc_params, frozen, state.rng, state.step, batch)
   updates, opt_state = make_optimizer(config, config.train.lr).update(
       grads, state.opt_state, state.params)

@@ -11,6 +11,7 @@ import sys
 from affectcodec_jax.cli.command import load
 from affectcodec_jax.common import progress, workers
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.files import check_local
 
 _job = ()  # of a process: the codec, the function of a file, the command's arguments
 
@@ -58,6 +59,7 @@ def decode_folder(args):
 def _convert(args, suffixes, suffix, convert, is_done, verb):
   if args.workers is not None and args.workers < 1:
     raise UserError('--workers must be at least 1')
+  check_local(args.output)
   tasks = _plan(pathlib.Path(args.input), pathlib.Path(args.output), suffixes, suffix)
   codec = load(args.checkpoint)  # here too: what is wrong with it, or with the rate, is said at once
   codec.num_stages(args.kbps)
@@ -78,7 +80,7 @@ def _convert(args, suffixes, suffix, convert, is_done, verb):
     raise UserError('a process died, perhaps for lack of memory; the same command goes on where it '
                     'stopped, and --workers 1 needs least') from e
   for line in failed:
-    print(f'error: {progress.one_line(line)}', file=sys.stderr)
+    print(f'error: {progress.escape_control(line)}', file=sys.stderr)
   print(f'{args.output}: {done["made"]} {verb}, {done["kept"]} kept as they were, {len(failed)} failed')
   return 2 if failed else 0
 
