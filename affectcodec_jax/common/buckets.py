@@ -13,7 +13,7 @@ import posixpath
 import queue
 import threading
 
-from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.errors import UserError, describe
 from affectcodec_jax.common.files import AnyPath
 from affectcodec_jax.common.retry import with_retries
 
@@ -100,12 +100,7 @@ def as_user_error(path: AnyPath):
   except Exception as e:  # of gcsfs, aiohttp, google.auth, google.cloud and OSError
     if not is_address(path):
       raise
-    raise UserError(f'{path}: {reason(e)}; {_ADVICE}') from e
-
-
-def reason(error: Exception) -> str:
-  """What an error says, on one line, behind its kind."""
-  return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'.removesuffix(': ')
+    raise UserError(f'{path}: {describe(e)}; {_ADVICE}') from e
 
 
 def folder(path: AnyPath):
@@ -151,10 +146,10 @@ def _as_os_errors():
     raise
   except Exception as e:
     if gcsfs.retry.is_retriable(e) or isinstance(e, TimeoutError):
-      raise ConnectionError(reason(e)) from e
+      raise ConnectionError(describe(e)) from e
     if isinstance(e, OSError):
       raise
-    raise OSError(reason(e)) from e
+    raise OSError(describe(e)) from e
 
 
 def read(address: str) -> bytes:

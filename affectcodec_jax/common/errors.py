@@ -1,6 +1,7 @@
 """The one exception a user is meant to read, and how commands show it."""
 
 import importlib
+import pathlib
 import sys
 import traceback
 
@@ -12,6 +13,22 @@ class UserError(Exception):
 
   Commands print it after `error:` and exit with status 2, without a traceback.
   """
+
+
+def brief(error, limit=200):
+  """What an error says, on one line of at most so many characters."""
+  return ' '.join(str(error).split())[:limit]
+
+
+def describe(error, path=''):
+  """`brief` behind the kind of an error that is no `UserError`; without `path`, nor advice to the user.
+
+  For lists of files that were left out, where the path stands beside it.
+  """
+  text = ' '.join(str(error).split()).removeprefix(f'{path}: ').removeprefix(f'{pathlib.Path(path)}: ')
+  if isinstance(error, UserError):
+    return text.split('; give')[0]
+  return f'{type(error).__name__}: {text[:200]}'.removesuffix(': ')
 
 
 def run_command(command):

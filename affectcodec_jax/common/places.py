@@ -2,6 +2,8 @@
 
 import os
 
+from affectcodec_jax.common.errors import brief
+
 
 def cache_folder(name):
   """A folder in the user's cache, made; None without a home folder, or where it cannot be written."""
@@ -21,6 +23,6 @@ def cache_folder(name):
 def no_device(error):
   """One line for what JAX raises without a device."""
   variable = next((v for v in ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME') if os.environ.get(v)), 'JAX_PLATFORMS')
-  reason = ' '.join(str(error).split())[:200] or 'it is not installed for that'
+  reason = brief(error) or 'it is not installed for that'
   wanted = os.environ.get(variable, '')
   return f"JAX finds no device for {variable}='{wanted}' ({reason}); unset it, or set it to cpu"

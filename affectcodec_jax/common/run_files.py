@@ -7,7 +7,7 @@ import shutil
 import tempfile
 
 from affectcodec_jax.common import buckets
-from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.errors import UserError, describe
 from affectcodec_jax.common.files import AnyPath, check_length
 
 _READ = ('.json', '.jsonl', '.safetensors')  # what a start needs of them
@@ -103,7 +103,7 @@ class RunFiles:
         try:
           buckets.file_system().put_file(str(path), buckets.join(self._address, name))
         except Exception as e:  # of many kinds, see `buckets.as_user_error`
-          raise UserError(f'{self._address}/{name}: cannot be written ({buckets.reason(e)}); the same '
+          raise UserError(f'{self._address}/{name}: cannot be written ({describe(e)}); the same '
                           f'command continues from the last checkpoint, {self.folder} has this file') from e
         self._sent[name] = state
 

@@ -12,7 +12,7 @@ import time
 
 from affectcodec_jax.common import buckets
 from affectcodec_jax.common.audio_reader import duration
-from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.errors import UserError, describe
 from affectcodec_jax.common.files import parse_json, write_whole
 from affectcodec_jax.common.open_sound import open_sound
 from affectcodec_jax.common.places import cache_folder
@@ -109,7 +109,7 @@ def _header(path):
   try:
     return with_retries(_duration, path), ''
   except UserError as e:
-    return None, str(e).removeprefix(f'{path}: ').split('; give')[0]
+    return None, describe(e, path)
 
 
 def _duration(path):

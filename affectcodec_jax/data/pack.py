@@ -8,7 +8,6 @@ import functools
 import io
 import json
 import math
-import pathlib
 
 import numpy as np
 import soundfile
@@ -16,7 +15,7 @@ import soundfile
 from affectcodec_jax.audio import SAMPLE_RATE, read_sound
 from affectcodec_jax.common import progress, workers
 from affectcodec_jax.common.audio_reader import duration, read_blocks, whole_numbers
-from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.errors import UserError, describe
 from affectcodec_jax.common.files import differences, make_folder, whole, write_json, write_whole
 from affectcodec_jax.common.open_sound import open_sound
 from affectcodec_jax.common.retry import with_retries
@@ -130,7 +129,7 @@ def _pack_shard(folder, shards, job):
         try:
           flac, seconds, scale = with_retries(to_flac, row['path'])
         except Exception as e:  # a damaged file can fail in ways of its own; the others go on
-          bad.append({'path': row['key'], 'reason': _reason(e, row['path'])})
+          bad.append({'path': row['key'], 'reason': describe(e, row['path'])})
           continue
         line = {'path': row['key']} | {k: v for k, v in row.items() if k not in ('path', 'key')}
         known.append(line | {'seconds': seconds})
@@ -206,9 +205,3 @@ def _rounded(audio, rate):
   except (soundfile.SoundFileError, ValueError, TypeError):
     return None, 1.0
   return memory.getvalue(), scale
-
-
-def _reason(error, path):
-  """One line that does not repeat where the file lies."""
-  text = ' '.join(str(error).split()).removeprefix(f'{pathlib.Path(path)}: ').split('; give')[0]
-  return text if isinstance(error, UserError) else f'{type(error).__name__}: {text[:200]}'

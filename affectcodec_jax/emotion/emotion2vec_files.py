@@ -46,7 +46,7 @@ def convert(checkpoint, output, float16=False):
   print(f'left out: {", ".join(left_out) or "nothing"}')
   if kind:
     print(f'use it with --config.teacher.kind={kind} --config.teacher.dim={dim} '
-          f'--config.teacher.path={output}')
+          f'--config.teacher.path={output} --config.loss.posterior=0')
   else:
     print('no teacher.kind is of this size')
 

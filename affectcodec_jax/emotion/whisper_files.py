@@ -56,7 +56,7 @@ def convert(path, output, layer, float16=False):
         f'{size / 1e6:.1f} M parameters')
   if kind:
     print(f'use it with --config.teacher.kind={kind} --config.teacher.dim={dim} '
-          f'--config.teacher.layer={layer} --config.teacher.path={output}')
+          f'--config.teacher.layer={layer} --config.teacher.path={output} --config.loss.posterior=0')
   else:
     print('no teacher.kind is of this size')
 

@@ -14,7 +14,7 @@ import warnings
 
 from affectcodec_jax.audio import SAMPLE_RATE, at_codec_level
 from affectcodec_jax.common import workers
-from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.errors import UserError, describe
 from affectcodec_jax.common.files import write_whole
 from affectcodec_jax.evaluation.metrics import METRICS, remembered
 from affectcodec_jax.evaluation.peers import make_peers
@@ -77,7 +77,7 @@ class Scorer:
       try:
         decoded, record['bits'], *codes = system.run(audio)
       except Exception as e:  # programs and networks of others fail in ways of their own too
-        return record | {'problems': {'decoding': _one_line(e)}}
+        return record | {'problems': {'decoding': describe(e)}}
       record |= {'codes': codes[0]} if codes else {}
       for name in missing:
         record['problems'].pop(name, None)
@@ -85,7 +85,7 @@ class Scorer:
           record['scores'][name] = self._metric(name)(audio, decoded, item)
         except Exception as e:  # metric packages refuse clips in ways of their own; the others go on
           record['scores'][name] = {}
-          record['problems'][name] = _one_line(e)
+          record['problems'][name] = describe(e)
         record['versions'][name] = self._versions[name]
       write_whole(path, json.dumps(record).encode())
     return record
@@ -105,11 +105,6 @@ class Scorer:
     folder = self._cache / name[:2]
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f'{name[2:]}.json'
-
-
-def _one_line(error):
-  said = ' '.join(str(error).split())[:200]
-  return said if isinstance(error, UserError) else f'{type(error).__name__}: {said}'
 
 
 def _read(path):

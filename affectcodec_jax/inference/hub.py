@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.errors import UserError, describe
 from affectcodec_jax.common.files import AnyPath
 
 _NAME = re.compile(r'[\w.-]+/[\w.-]+')
@@ -29,9 +29,8 @@ def fetch(name: str) -> pathlib.Path:
   try:
     folder = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))
   except Exception as e:  # its own kinds, those of its HTTP client, which differs by version, and OSError
-    reason = ' '.join(str(e).split())[:200]
     raise UserError(f'{name}: no such folder here, and none could be fetched from the Hugging Face Hub '
-                    f'({type(e).__name__}: {reason}); check the name and the network') from e
+                    f'({describe(e)}); check the name and the network') from e
   if not (folder / 'codec.json').exists():
     raise UserError(f'{name}: that repository holds no released codec (no codec.json); make one by '
                     'python -m affectcodec_jax release RUN OUT')

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from affectcodec_jax.common import buckets
-from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.errors import UserError, brief
 
 ITEMS = ('state', 'ema', 'data', 'meta')
 
@@ -122,7 +122,7 @@ def read_item(manager, step, name, target):
     written, sums_of = (meta['sums'][name], checksums) if 'sums' in meta else (meta[name], _crc32s)
   except Exception as e:  # orbax reports damage by many kinds of exception, plain Exception too
     logging.warning('checkpoint %d is not usable (%s: %s)', step, type(e).__name__,
-                    ' '.join(str(e).split())[:200])
+                    brief(e))
   # Sums of what is spread over processes need them all.
   if not (tree is not None if on_host else all_processes_agree(tree is not None)):
     return None

@@ -231,8 +231,8 @@ def bridge(lost):
 
   Returns:
     `[frames]` each: the received frame before (the first one, where there is none) and after (the last
-    one), the weight of the one after, float32 in [0, 1], and the distance of the nearer. A frame that is not
-    lost is its own, before and after.
+    one), the weight of the one after, float32 in [0, 1], and the distance of the nearer. A frame that is
+    not lost is its own, before and after.
   """
   received, at = np.flatnonzero(~lost), np.arange(len(lost))
   after = received[np.minimum(np.searchsorted(received, at), len(received) - 1)]

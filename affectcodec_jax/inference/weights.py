@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from affectcodec_jax.common import packaged
-from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.errors import UserError, describe
 from affectcodec_jax.emotion import teachers
 from affectcodec_jax.emotion.judge import Judge
 from affectcodec_jax.models.codec import init_params
@@ -27,8 +27,7 @@ def check_codec(config, params, path):
   try:
     shapes = jax.eval_shape(init, jax.random.PRNGKey(0))
   except Exception as e:  # whatever Flax and JAX make of sizes that do not fit one another
-    reason = ' '.join(str(e).split())[:200]
-    raise UserError(f'{path}: its configuration makes no network ({type(e).__name__}: {reason})') from e
+    raise UserError(f'{path}: its configuration makes no network ({describe(e)})') from e
   _check_shapes(path, params, shapes, 'the codec that its configuration describes')
 
 

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from affectcodec_jax.common import progress, workers
-from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.errors import UserError, describe
 from affectcodec_jax.common.files import (
   AnyPath,
   differences,
@@ -219,7 +219,7 @@ def _encode(load: Load, checkpoint: AnyPath, kbps: float | None, batch: int,
     try:
       audio[i] = read_audio(path, pipes=False)
     except Exception as e:  # a damaged file can fail in ways of its own; the others go on
-      results[i] = (None, _reason(e, path))
+      results[i] = (None, describe(e, path))
   try:
     encoded = codec.encode_batch(list(audio.values()), SAMPLE_RATE, kbps, batch) if audio else []
     for i, tokens in zip(audio, encoded):
@@ -227,11 +227,5 @@ def _encode(load: Load, checkpoint: AnyPath, kbps: float | None, batch: int,
   except Exception as e:
     if len(paths) > 1:  # one of them: each by itself
       return [_encode(load, checkpoint, kbps, batch, [path])[0] for path in paths]
-    results[0] = (None, _reason(e, paths[0]))
+    results[0] = (None, describe(e, paths[0]))
   return [results[i] for i in range(len(paths))]
-
-
-def _reason(error: Exception, path: AnyPath) -> str:
-  """One line that does not repeat where the file lies."""
-  text = ' '.join(str(error).split()).removeprefix(f'{pathlib.Path(path)}: ')
-  return text if isinstance(error, UserError) else f'{type(error).__name__}: {text[:200]}'

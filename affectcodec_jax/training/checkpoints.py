@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
 from affectcodec_jax.common import buckets
-from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.common.errors import UserError, brief
 from affectcodec_jax.inference import restore
 
 
@@ -69,9 +69,8 @@ def finish(manager):
 
 
 def _not_written(manager, reason):
-  reason = ' '.join(str(reason).split())[:300]
-  return UserError(f'{manager.directory}: the checkpoint could not be written ({reason}); make room, the '
-                   'same command then continues from the last one that is whole')
+  return UserError(f'{manager.directory}: the checkpoint could not be written ({brief(reason, 300)}); make '
+                   'room, the same command then continues from the last one that is whole')
 
 
 def restore_latest(manager, fresh, iterator):
