@@ -209,8 +209,8 @@ COMMANDS = {
     'encode': Command('speech file to token file, or a folder of them',
                       'encode in.wav out.afc --kbps 1.5', _encode_options, _encode, _FOLDERS),
     'decode': Command('token file to 16 kHz speech file, or a folder of them', 'decode out.afc out.wav',
-                      _decode_options, _decode, _FOLDERS
-                      + '\nAt another --kbps give another folder: a WAV does not say at which it was decoded.'),
+                      _decode_options, _decode, f"""{_FOLDERS}
+At another --kbps give another folder: a WAV does not say at which rate it was decoded."""),
     'listen': Command('one page to hear and see a recording at every rate', 'listen in.wav -o page.html',
                       _listen_options, _listen, """\
 Players and spectrograms with pitch of the original and of each rate, their sizes, the tokens with the
