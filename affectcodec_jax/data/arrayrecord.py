@@ -3,22 +3,20 @@
 OUT holds `speech.json` (settings) and of each shard `speech-00000-of-00282.arrayrecord` and, under the
 same name, `.jsonl`: a line `{"clips": …, "bytes": …, "skipped": […]}`, then one a record, in order, as in a
 manifest (`path`, `seconds`, `speaker` and what else is known). A shard is finished when that is there.
-A record is a u32 (little-endian), the length of a JSON text, that text, and a FLAC file. The text is
-`{"row": the line of the record, "scale": what its samples are to be multiplied by}`.
+A record (`common.records`) is `{"row": its line, "scale": what its samples are to be multiplied by}` and
+a FLAC file.
 """
 
 from concurrent.futures import ThreadPoolExecutor
 import io
-import json
 import logging
 import os
 import pathlib
-import struct
 
 import numpy as np
 
 from affectcodec_jax.audio import read_sound
-from affectcodec_jax.common import buckets, schemas
+from affectcodec_jax.common import buckets, records, schemas
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import check_local, parse_json
 from affectcodec_jax.common.joined import Part
@@ -27,7 +25,6 @@ from affectcodec_jax.data.folder import select_rows
 from affectcodec_jax.data.recordings import Recordings
 
 SETTINGS = 'speech.json'
-_LENGTH = struct.Struct('<I')
 _AT = 0  # a key that no row has, because those of JSON are text
 _ADVICE = 'give a folder that python -m affectcodec_jax pack made'
 
@@ -139,8 +136,7 @@ def open_shard(path):
 
 def write_record(row, flac, scale):
   """A record of what is known of a recording, its FLAC file, and what multiplies that one's samples."""
-  text = json.dumps({'row': row, 'scale': scale}).encode()
-  return _LENGTH.pack(len(text)) + text + flac
+  return records.join({'row': row, 'scale': scale}, flac)
 
 
 def read_record(data):
@@ -150,9 +146,7 @@ def read_record(data):
     UserError: not such a record, or damaged.
   """
   try:
-    length, = _LENGTH.unpack_from(data)
-    flac = _LENGTH.size + length
-    text = parse_json(data[_LENGTH.size:flac])
-    return text['row'], data[flac:], float(text['scale'])
-  except (struct.error, ValueError, KeyError, TypeError) as e:
+    about, flac = records.split(data)
+    return about['row'], flac, float(about['scale'])
+  except (ValueError, KeyError, TypeError) as e:
     raise UserError(f'not a record of speech ({type(e).__name__}: {e}); {_ADVICE}') from e

@@ -13,10 +13,10 @@ import numpy as np
 import soundfile
 
 from affectcodec_jax.audio import SAMPLE_RATE, read_sound
-from affectcodec_jax.common import progress, workers
+from affectcodec_jax.common import progress, records, workers
 from affectcodec_jax.common.audio_reader import duration, read_blocks, whole_numbers
 from affectcodec_jax.common.errors import UserError, describe
-from affectcodec_jax.common.files import differences, make_folder, whole, write_json, write_whole
+from affectcodec_jax.common.files import differences, make_folder, write_json, write_whole
 from affectcodec_jax.common.open_sound import open_sound
 from affectcodec_jax.common.retry import with_retries
 from affectcodec_jax.data import arrayrecord
@@ -117,30 +117,24 @@ def _finished(path):
 
 def _pack_shard(folder, shards, job):
   """Makes a shard of rows; returns what it holds, see `_finished`."""
-  from array_record.python.array_record_module import ArrayRecordWriter
   shard, rows = job
   path = arrayrecord.shard_path(folder, shard, shards)
   known, bad = [], []
-  try:
-    with whole(path) as temporary:
-      # A record is read without its neighbours; FLAC is as small as it gets.
-      writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
-      for row in rows:
-        try:
-          flac, seconds, scale = with_retries(to_flac, row['path'])
-        except Exception as e:  # a damaged file can fail in ways of its own; the others go on
-          bad.append({'path': row['key'], 'reason': describe(e, row['path'])})
-          continue
-        line = {'path': row['key']} | {k: v for k, v in row.items() if k not in ('path', 'key')}
-        known.append(line | {'seconds': seconds})
-        writer.write(arrayrecord.write_record(known[-1], flac, scale))
-      writer.close()
-      found = arrayrecord.open_shard(temporary).num_records()  # writing reports no full disk
-      if found != len(known):
-        raise RuntimeError(f'{found} of {len(known)} records were written; is the disk full?')
-      held = {'clips': len(known), 'bytes': temporary.stat().st_size, 'skipped': bad}
-  except RuntimeError as e:  # array_record reports all as such
-    raise UserError(f'{path}: cannot be written ({" ".join(str(e).split())}); choose another place') from e
+
+  def packed():
+    for row in rows:
+      try:
+        flac, seconds, scale = with_retries(to_flac, row['path'])
+      except Exception as e:  # a damaged file can fail in ways of its own; the others go on
+        bad.append({'path': row['key'], 'reason': describe(e, row['path'])})
+        continue
+      line = {'path': row['key']} | {k: v for k, v in row.items() if k not in ('path', 'key')}
+      known.append(line | {'seconds': seconds})
+      yield arrayrecord.write_record(known[-1], flac, scale)
+
+  # A record is read without its neighbours; FLAC is as small as it gets.
+  records.write(path, packed(), 'group_size:1,uncompressed')
+  held = {'clips': len(known), 'bytes': path.stat().st_size, 'skipped': bad}
   write_whole(arrayrecord.lines_path(path), ''.join(json.dumps(x) + '\n' for x in [held, *known]).encode())
   return held | {'seconds': sum(line['seconds'] for line in known)}
 

@@ -20,12 +20,12 @@ A clip is a dict in both formats:
 from collections.abc import Iterator, Mapping, Sequence
 import json
 import pathlib
-import struct
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from affectcodec_jax.common import records
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.common.files import AnyPath, parse_json, whole
 from affectcodec_jax.tokens.afc import Tokens, pack, unpack
@@ -35,7 +35,6 @@ Clip = Mapping[str, Any]  # by the names above
 INDEX, SKIPPED = 'tokens.json', 'skipped.jsonl'
 FORMATS = ('arrayrecord', 'parquet')
 LABELS = ('speaker', 'emotion', 'text', 'corpus', 'gender', 'lang', 'split')
-_LENGTH = struct.Struct('<I')
 
 
 def make_clip(tokens: Tokens, path: AnyPath, row: Mapping[str, Any]) -> Clip:
@@ -55,9 +54,8 @@ def clip_tokens(clip: Clip) -> Tokens:
 
 
 def write_record(clip: Clip) -> bytes:
-  """A clip as an ArrayRecord record: u32 (little-endian) length of a JSON text, it, an `.afc` file."""
-  text = json.dumps({k: clip[k] for k in ('path', *LABELS, 'other')}).encode()
-  return _LENGTH.pack(len(text)) + text + pack(clip_tokens(clip))
+  """A clip as a record (`common.records`) of what is known of it and an `.afc` file."""
+  return records.join({k: clip[k] for k in ('path', *LABELS, 'other')}, pack(clip_tokens(clip)))
 
 
 def read_record(data: bytes) -> Clip:
@@ -67,14 +65,13 @@ def read_record(data: bytes) -> Clip:
     UserError: not such a record, or damaged.
   """
   try:
-    length, = _LENGTH.unpack_from(data)
-    text = parse_json(data[_LENGTH.size:_LENGTH.size + length])
+    text, afc = records.split(data)
     row = {k: text[k] for k in LABELS} | parse_json(text['other'])
     path = text['path']
-  except (struct.error, ValueError, KeyError, TypeError) as e:
+  except (ValueError, KeyError, TypeError) as e:
     raise UserError(f'not a token record ({type(e).__name__}: {e}); make such files with '
                     'python -m affectcodec_jax tokenize') from e
-  return make_clip(unpack(bytes(data[_LENGTH.size + length:]), f'record of {path}'), path, row)
+  return make_clip(unpack(bytes(afc), f'record of {path}'), path, row)
 
 
 def shard_name(shard: int, shards: int, kind: str) -> str:
@@ -124,11 +121,11 @@ def read_clips(folder: AnyPath) -> Iterator[Clip]:
   for path in shard_paths(folder):
     try:
       reader = ArrayRecordReader(path)
-      records = reader.read_all() if reader.num_records() else ()
+      found = reader.read_all() if reader.num_records() else ()
       reader.close()
     except RuntimeError as e:
       raise UserError(f'{path}: damaged; delete it and run the same tokenize command again') from e
-    yield from map(read_record, records)
+    yield from map(read_record, found)
 
 
 def write_shard(path: AnyPath, clips: Sequence[Clip]) -> None:
@@ -137,25 +134,12 @@ def write_shard(path: AnyPath, clips: Sequence[Clip]) -> None:
   Raises:
     UserError: a place that cannot be written, or pyarrow is not installed.
   """
-  write = {'.arrayrecord': _write_arrayrecord, '.parquet': _write_parquet}[pathlib.Path(path).suffix]
-  try:
+  path = pathlib.Path(path)
+  if path.suffix == '.parquet':
     with whole(path) as temporary:
-      write(temporary, clips)
-  except RuntimeError as e:  # array_record reports all as such
-    raise UserError(f'{path}: cannot be written ({" ".join(str(e).split())}); choose another place') from e
-
-
-def _write_arrayrecord(path: pathlib.Path, clips: Sequence[Clip]) -> None:
-  from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-  writer = ArrayRecordWriter(str(path), 'group_size:1')  # any clip is read without its neighbours
-  for clip in clips:
-    writer.write(write_record(clip))
-  writer.close()
-  reader = ArrayRecordReader(str(path))  # writing reports no full disk: what is missing shows here
-  found = reader.num_records()
-  reader.close()
-  if found != len(clips):
-    raise RuntimeError(f'{found} of {len(clips)} records were written; is the disk full?')
+      _write_parquet(temporary, clips)
+  else:
+    records.write(path, map(write_record, clips), 'group_size:1')  # any is read without its neighbours
 
 
 def require_parquet() -> tuple[ModuleType, ModuleType]:
