@@ -29,7 +29,7 @@ from affectcodec_jax.tokens.afc import Tokens, find_problem
 
 # Packaged codecs of earlier releases, by fingerprint.
 EARLIER = {'77190692d28a413d': '0.1.0', '1b2b152eacb59321': '0.2.0', 'ea783662f303b27c': '0.3.0',
-           '07e0f12ce689c4bd': '0.4.0'}
+           '07e0f12ce689c4bd': '0.4.0', '7c78a12eae400959': '0.5.0'}
 
 Params = dict[str, Any]  # nested: arrays by the names of modules and parameters
 Progress = Callable[[list], Iterable]  # goes through a list of batches, such as `tqdm.tqdm`

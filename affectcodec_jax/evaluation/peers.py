@@ -133,7 +133,8 @@ def _tools(*names):
       raise UserError(f'{name} is not installed')
 
 
-# Adapter, its usual rates, what looks whether it is there, and what its version is read from.
+# Adapter, its usual rates, what looks whether it is there, and its version: '1' where no tool tells it, so
+# that scores kept of another release of it have to be deleted by hand.
 PEERS = {
     'opus': (opus, (6, 9, 12), lambda: None, f'libsndfile {soundfile.__libsndfile_version__}'),
     'codec2': (codec2, (1.2, 2.4, 3.2), lambda: _tools('c2enc', 'c2dec'), '1'),

@@ -1,6 +1,6 @@
 """The lite backbone's decoder: a source, two filters, and their sum.
 
-The trunk reads the latent and says, 50 times a second, how high the voice is, and 100 times a second how
+The trunk reads the latent and says, 50 times a second, how high the voice is, and 200 times a second how
 a pulse train of that pitch and a white noise are to be filtered. Pitch, which a listener hears best, so
 has 160 numbers of its own, and the phase of a voiced sound is the phase of the pulse train: a network that
 predicts free phases, as an inverse-STFT head does, has to invent it. Source-filter synthesis by a neural
@@ -22,8 +22,8 @@ from affectcodec_jax.common.constants import HIGHEST_PITCH, HOP_LENGTH, LOWEST_P
 from affectcodec_jax.models.lite import ConvNeXtBlock
 from affectcodec_jax.spectral import istft, stft
 
-SUB_FRAMES = 2  # of 10 ms in a frame: how often the filters change
-WINDOW, SUB_HOP = 640, HOP_LENGTH // SUB_FRAMES
+SUB_FRAMES = 4  # of 5 ms in a frame: how often the filters change
+WINDOW, SUB_HOP = 320, HOP_LENGTH // SUB_FRAMES
 BINS = WINDOW // 2 + 1
 
 PITCH_CLASSES = 160  # log-spaced from the lowest pitch to the highest
@@ -34,7 +34,7 @@ _TOP = 7600.0  # Hz: no harmonic above
 # machine and with the length of a piece, would otherwise add up in the phase.
 _STEPS = 1024
 _MAX_LOG_GAIN = 4.0
-CONTEXT = 3  # frames on either side that the source and the filters' transforms reach
+CONTEXT = 2  # frames on either side that the source and the filters' transforms reach
 
 
 class Controls(NamedTuple):

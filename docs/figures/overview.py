@@ -1,4 +1,4 @@
-"""Draws overview.png, the README's picture, from the committed logs: `python docs/figures/overview.py`."""
+"""Draws overview.png, the README's picture, from the committed log: `python docs/figures/overview.py`."""
 
 import json
 import pathlib
@@ -9,25 +9,20 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 FOLDER = pathlib.Path(__file__).parent
-LOGS = FOLDER.parent / 'logs' / 'evaluation'
-PANELS = {'pesq': 'PESQ-WB',
-          'network_agreement': 'same emotion as the original\n(share of clips, neural classifier)',
-          'svm_agreement': 'same emotion as the original\n(share of clips, eGeMAPS and SVM)'}
-LINES = {'affectcodec': ('#d1431f', 'o', 2.2), 'opus': ('#2b6cb0', '^', 1.3),
-         'amrwb': ('#6b8e23', 's', 1.3), 'codec2': ('#805ad5', 'v', 1.3)}
-NAMES = {'affectcodec': 'AffectCodec 0.1.0', 'opus': 'Opus', 'amrwb': 'AMR-WB', 'codec2': 'Codec 2'}
+LOG = FOLDER.parent / 'logs' / 'evaluation' / 'test-0.6.0.json'
+PANELS = {'pesq': 'PESQ-WB', 'visqol': 'ViSQOL',
+          'all_agreement': 'same emotion as the original\n(share of clips, mean of three classifiers)'}
+LINES = {'affectcodec': ('AffectCodec 0.6.0', '#d1431f', 'o', 2.2), 'opus': ('Opus', '#2b6cb0', '^', 1.3),
+         'amrwb': ('AMR-WB', '#6b8e23', 's', 1.3), 'codec2': ('Codec 2', '#805ad5', 'v', 1.3)}
 
 
 def main():
-  """Panels over measured bit rate: release 0.1.0 and peers on test files, 0.5.0 on validation files."""
-  test, valid = (json.loads((LOGS / name).read_text())['systems']
-                 for name in ('pretrained.json', 'valid-0.5.0.json'))
+  """Panels over measured bit rate, all on the same test files."""
+  systems = json.loads(LOG.read_text())['systems']
   figure, panels = plt.subplots(1, len(PANELS), figsize=(12, 3.7), constrained_layout=True)
   for axes, (metric, heading) in zip(panels, PANELS.items()):
-    for name, (colour, marker, width) in LINES.items():
-      draw(axes, test, name, metric, NAMES[name], color=colour, marker=marker, linewidth=width)
-    draw(axes, valid, 'affectcodec', metric, 'AffectCodec 0.5.0 (other files: validation)', color='#d1431f',
-         marker='o', linewidth=2.2, linestyle='--', markerfacecolor='white')
+    for name, (label, colour, marker, width) in LINES.items():
+      draw(axes, systems, name, metric, label, color=colour, marker=marker, linewidth=width)
     axes.set_title(heading, fontsize=11)
     axes.set_xscale('log', base=2)
     axes.set_xticks([1.5, 3, 6, 12], ['1.5', '3', '6', '12'])
@@ -35,7 +30,7 @@ def main():
     axes.set_xlabel('kbit/s, measured')
     axes.grid(axis='y', linewidth=0.5)
     axes.spines[['top', 'right']].set_visible(False)
-  figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=5, frameon=False)
+  figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False)
   figure.savefig(FOLDER / 'overview.png', dpi=110, metadata={'Software': None})
 
 
