@@ -24,7 +24,7 @@ from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.config import parse_args, validate
 from affectcodec_jax.data import augment
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.emotion import judges, teachers
+from affectcodec_jax.emotion import accuracy, judges, teachers
 from affectcodec_jax.emotion.compact import Student, Teacher
 from affectcodec_jax.evaluation import ablation_table
 from affectcodec_jax.evaluation.run import write_rows
@@ -100,7 +100,7 @@ def test_packaged_machines_know_their_corpora_better_than_chance(name, floor):
   probabilities = judges.svm_posteriors(name=name)(features)
   np.testing.assert_allclose(probabilities.sum(axis=1), 1)
   assert set(labels) == set(range(len(EMOTIONS)))
-  assert judges.unweighted_accuracy(labels, probabilities.argmax(axis=1)) > floor
+  assert accuracy.unweighted_accuracy(labels, probabilities.argmax(axis=1)) > floor
 
 
 def test_principal_features_are_kept_and_found_again(tmp_path):
@@ -154,7 +154,7 @@ def test_band_limit_takes_from_the_top():
 
 def test_scores_by_hand():
   items = [{'emotion': e, 'corpus': c} for e, c in ((0, 'a'), (0, 'a'), (0, 'b'), (2, 'b'))]
-  result = judges.score(items, np.array([0, 0, 2, 2]))
+  result = accuracy.score(items, np.array([0, 0, 2, 2]))
   assert result['accuracy'] == pytest.approx((2 / 3 + 1) / 2) and result['clips'] == 4
   assert result['corpora'] == {'a': 1.0, 'b': pytest.approx(0.5)}
   assert result['confusion'][0][2] == 1 and np.sum(result['confusion']) == 4

@@ -32,7 +32,7 @@ def test_controls_are_fitted_to_what_source_and_filters_can_say(one_mel_scale):
   pitch[..., 60] = 20.0
   flat = source_filter.Controls(pitch, pitch[..., 0], np.full(shape, -3.5, np.float32),
                                 np.zeros(shape, np.float32), np.full(shape, -4.5, np.float32))
-  shaped = flat._replace(harmonic=(flat.harmonic + rng.normal(size=(1, 40, 1))).astype(np.float32))
+  shaped = flat._replace(harmonic=(flat.harmonic + rng.normal(size=(*shape[:2], 1))).astype(np.float32))
   source = source_filter.beginning(source_filter.predicted_increments(pitch))
   clip = np.asarray(source_filter.render(shaped, source))
   distance = lambda audio: float(renderer.losses.mel_distance(

@@ -73,7 +73,7 @@ def encode_clip(codec, item, with_mel=False):
               item['speaker'] or item['name'], item['corpus'], item['name'])
 
 
-def padded_clip(audio, multiple=50):
+def padded_to_multiple(audio, multiple=50):
   """`[samples]` at the codec's level, zeros up to a multiple of so many frames, and the mask `[frames]`.
 
   There are few such lengths, so there is little to compile.
@@ -86,7 +86,7 @@ _log_mel = jax.jit(functools.partial(log_mel, window=MEL[0], hop=MEL[1], num_mel
 
 def frame_mels(audio):
   """Log10 mel magnitudes of `[samples]` at the codec's frames, `[frames, 80]` float32."""
-  padded, mask = padded_clip(audio)
+  padded, mask = padded_to_multiple(audio)
   return np.asarray(_log_mel(padded))[mask]
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from affectcodec_jax.analysis.codes import padded_clip, read_items
+from affectcodec_jax.analysis.codes import padded_to_multiple, read_items
 from affectcodec_jax.common.constants import FRAME_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import teacher_features
@@ -70,7 +70,7 @@ def load_features(config, frozen, data, split, limit):
   apply = jax.jit(lambda audio, mask: teacher_features(config, frozen, audio, mask)[0])
   features = []
   for item in read_items(data, split, limit):
-    audio, mask = padded_clip(item['audio'])
+    audio, mask = padded_to_multiple(item['audio'])
     features.append(np.asarray(apply(audio[None], mask[None]))[mask])
   return features
 

@@ -149,7 +149,7 @@ def score(clips, probabilities):
 
 def difference(clips, first, second):
   """Unweighted accuracy of one less that of the other, `[clips, emotions]` each, with its interval."""
-  from affectcodec_jax.emotion.judges import unweighted_accuracy
+  from affectcodec_jax.emotion.accuracy import unweighted_accuracy
   from affectcodec_jax.evaluation.statistics import bootstrap, speaker_groups
   truth = np.array([c.emotion for c in clips])
   groups = speaker_groups([{'speaker': c.speaker} for c in clips])

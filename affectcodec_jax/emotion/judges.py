@@ -1,4 +1,4 @@
-"""Emotion classifiers that are independent of the teacher, and how well any classifier does.
+"""Emotion classifiers that are independent of the teacher.
 
 Three judges: a packaged network (`emotion/judge.py`); eGeMAPS functionals with a support vector machine,
 fitted to the packaged functionals of the same training speech, or to other speech by
@@ -13,6 +13,7 @@ from affectcodec_jax.common import packaged
 from affectcodec_jax.common.constants import FRAME_RATE, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.common.labels import EMOTIONS
+from affectcodec_jax.emotion.accuracy import unweighted_accuracy
 
 EGEMAPS, WHISPER = 'egemaps.npz', 'whisper_tiny.npz'  # what the SVMs are fitted to
 
@@ -41,10 +42,10 @@ def _classifier(network, params):
   import jax
   import numpy as np
   apply = jax.jit(lambda audio, mask: jax.nn.softmax(network.apply({'params': params}, audio, mask)[0]))
-  return lambda audio: np.asarray(apply(*padded_clip(audio)))
+  return lambda audio: np.asarray(apply(*first_seconds(audio)))
 
 
-def padded_clip(audio, seconds=6):
+def first_seconds(audio, seconds=6):
   """The first `seconds` of audio at the codec's level, `[1, samples]`, and the mask `[1, frames]`."""
   from affectcodec_jax.audio import at_codec_level, pad_to_frames
   padded, mask = pad_to_frames(at_codec_level(audio[:seconds * SAMPLE_RATE]), seconds * FRAME_RATE)
@@ -92,7 +93,7 @@ def whisper_features():
     deviation = jnp.sqrt(jnp.sum(weight * (x - mean) ** 2, axis=0))
     return jnp.concatenate([mean, deviation])
 
-  return lambda audio: np.asarray(of_clip(*padded_clip(audio)))
+  return lambda audio: np.asarray(of_clip(*first_seconds(audio)))
 
 
 def whisper_judge():
@@ -180,40 +181,3 @@ def keep_svm(path, features, labels, principal=None):
     features = {k: ((x - shift) @ matrix).astype(np.float16) for k, x in features.items()}
   np.savez(path, train=features['train'], train_labels=labels['train'], valid=features['valid'],
            valid_labels=labels['valid'], **more)
-
-
-def score(items, predicted):
-  """How well emotions `predicted` `[n]` fit `items` with `emotion` and `corpus`.
-
-  Returns:
-    unweighted accuracy (mean recall over the emotions present), of all and of each corpus, with the
-    count of clips and the confusion table `[true][predicted]`.
-  """
-  import numpy as np
-  truth = np.array([item['emotion'] for item in items])
-  corpora = np.array([item.get('corpus', '') for item in items])
-  confusion = np.zeros((len(EMOTIONS), len(EMOTIONS)), np.int64)
-  np.add.at(confusion, (truth, predicted), 1)
-  return {'accuracy': unweighted_accuracy(truth, predicted), 'clips': len(items),
-          'corpora': {c: unweighted_accuracy(truth[corpora == c], predicted[corpora == c])
-                      for c in sorted(set(corpora))},
-          'confusion': confusion.tolist()}
-
-
-def unweighted_accuracy(truth, predicted):
-  """Mean recall over the emotions that occur in `truth`."""
-  import numpy as np
-  return float(np.mean([np.mean(predicted[truth == e] == e) for e in np.unique(truth)]))
-
-
-def labelled(source):
-  """The items of a source that can be read and have a known emotion.
-
-  Raises:
-    UserError: there are none.
-  """
-  items = [item for item in (source[i] for i in range(len(source)))
-           if item is not None and item['emotion'] >= 0]
-  if not items:
-    raise UserError('no clip of this split has a known emotion')
-  return items

@@ -5,7 +5,7 @@ import numpy as np
 from affectcodec_jax.common import progress
 from affectcodec_jax.common.files import make_folder, write_json
 from affectcodec_jax.data.folder import FolderSource
-from affectcodec_jax.emotion import judges
+from affectcodec_jax.emotion import accuracy, judges
 from affectcodec_jax.evaluation import statistics
 from affectcodec_jax.inference import weights
 
@@ -28,7 +28,7 @@ def score_judges(data, out, judge, teacher):
   out = make_folder(out)
   clips, features, truth = {}, {name: {} for name in makers}, {}
   for split in ('train', 'valid', 'test'):
-    clips[split] = judges.labelled(FolderSource(data, split))
+    clips[split] = accuracy.labelled(FolderSource(data, split))
     truth[split] = [c['emotion'] for c in clips[split]]
     for name, of_clip in makers.items():
       shown = progress.bar(clips[split], desc=f'{split}, {name}', unit='clip')
@@ -40,13 +40,13 @@ def score_judges(data, out, judge, teacher):
                for name, file in (('egemaps_svm', judges.EGEMAPS), ('whisper_svm', judges.WHISPER))}
   predicted |= {'network': np.array([network(c['audio']).argmax() for c in test]),
                 'teacher': np.array([compact(c['audio']).argmax() for c in test])}
-  results = {name: judges.score(test, p) for name, p in predicted.items()}
+  results = {name: accuracy.score(test, p) for name, p in predicted.items()}
   right = np.array(truth['test'])
   groups = statistics.speaker_groups([{'speaker': c['speaker'], 'file': c['name']} for c in test])
 
   def lead(i):
-    return (judges.unweighted_accuracy(right[i], predicted['teacher'][i])
-            - judges.unweighted_accuracy(right[i], predicted['egemaps_svm'][i]))
+    return (accuracy.unweighted_accuracy(right[i], predicted['teacher'][i])
+            - accuracy.unweighted_accuracy(right[i], predicted['egemaps_svm'][i]))
 
   results['teacher_minus_svm'] = {
       'over_speakers': statistics.bootstrap(groups, lead),

@@ -13,8 +13,9 @@ import numpy as np
 from affectcodec_jax.common.files import write_json
 from affectcodec_jax.config import crop_samples
 from affectcodec_jax.data import pipeline
+from affectcodec_jax.emotion.accuracy import labelled, score
 from affectcodec_jax.emotion.judge import Judge
-from affectcodec_jax.emotion.judges import labelled, network_judge, score
+from affectcodec_jax.emotion.judges import network_judge
 from affectcodec_jax.models.params import load_params
 from affectcodec_jax.training.fit import FIT_FIELDS, crops, open_workdir, save_network, train_network
 from affectcodec_jax.training.labelled import cross_entropy, held_out_splits, report

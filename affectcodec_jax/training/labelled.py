@@ -29,7 +29,7 @@ def held_out_splits(config):
 
 
 def report(split, results):
-  """Prints what `judges.score` found, and the accuracy on degraded clips where there is one."""
+  """Prints what `accuracy.score` found, and the accuracy on degraded clips where there is one."""
   degraded = f', {results["degraded"]:.3f} when degraded' if 'degraded' in results else ''
   print(f'unweighted accuracy on {split}: {results["accuracy"]:.3f} over {results["clips"]} clips'
         f'{degraded}; '

@@ -13,7 +13,7 @@ from affectcodec_jax.common.files import write_json
 from affectcodec_jax.config import crop_samples
 from affectcodec_jax.data import pipeline
 from affectcodec_jax.emotion.compact import Student
-from affectcodec_jax.emotion.judges import padded_clip
+from affectcodec_jax.emotion.judges import first_seconds
 from affectcodec_jax.emotion.teachers import encoder_features, teacher_features
 from affectcodec_jax.inference import weights
 from affectcodec_jax.training.fit import FIT_FIELDS, crops, open_workdir, save_network, train_network
@@ -62,7 +62,7 @@ def evaluate_student(config, frozen, source, count=200):
   for i in evenly(range(len(source)), count):
     item = source[i]
     if item is not None:
-      audio, mask = padded_clip(item['audio'])
+      audio, mask = first_seconds(item['audio'])
       target, guess = both(audio, mask)
       targets.append(np.asarray(target)[mask[0]])
       guesses.append(np.asarray(guess)[mask[0]])

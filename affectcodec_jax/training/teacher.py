@@ -22,8 +22,9 @@ from affectcodec_jax.common.files import write_json
 from affectcodec_jax.config import crop_samples
 from affectcodec_jax.data import pipeline
 from affectcodec_jax.data.augment import MAX_SPEED, augment, degrade, play, speeds
+from affectcodec_jax.emotion.accuracy import labelled, score
 from affectcodec_jax.emotion.compact import Teacher
-from affectcodec_jax.emotion.judges import labelled, padded_clip, score
+from affectcodec_jax.emotion.judges import first_seconds
 from affectcodec_jax.inference import weights
 from affectcodec_jax.training import guide
 from affectcodec_jax.training.fit import FIT_FIELDS, crops, open_workdir, save_network, train_network
@@ -133,7 +134,7 @@ def _lengths(config):
 
 
 def evaluate_teacher(params, source, model):
-  """Scores of a teacher over the labelled clips of a source (see `judges.score`).
+  """Scores of a teacher over the labelled clips of a source (see `accuracy.score`).
 
   `degraded` is its accuracy on the same clips after `augment.degrade`: noise, filters, codec-like
   distortion.
@@ -143,7 +144,7 @@ def evaluate_teacher(params, source, model):
   items = labelled(source)
   clean, degraded = [], []
   for i, item in enumerate(items):
-    audio, mask = padded_clip(item['audio'])
+    audio, mask = first_seconds(item['audio'])
     clean.append(int(apply(audio, mask)))
     degraded.append(int(apply(rough(audio, *jax.random.split(jax.random.PRNGKey(i))), mask)))
   return score(items, np.array(clean)) | {'degraded': score(items, np.array(degraded))['accuracy']}
