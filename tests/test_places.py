@@ -62,6 +62,17 @@ def test_such_names_are_printed(tmp_path, encoding):
     assert done.returncode == 0 and b'caf\\udce9' in done.stdout, done.stderr
 
 
+def test_a_closed_pipe_is_no_error(tmp_path):
+  """`… --help | head` ended with an error about the pipe."""
+  reader, writer = os.pipe()
+  os.close(reader)
+  command = [sys.executable, '-u', '-m', 'affectcodec_jax', '--help']
+  with os.fdopen(writer, 'wb') as closed:
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, stdout=closed,
+                          stderr=subprocess.PIPE)
+  assert done.returncode == 141 and not done.stderr
+
+
 def test_hidden_folders_are_left_out_and_links_followed(tmp_path):
   """`.Trash-1000` was trained on; linked subfolders were not found."""
   data = tmp_path / 'data'

@@ -1,6 +1,7 @@
 """The one exception a user is meant to read, and how commands show it."""
 
 import importlib
+import os
 import pathlib
 import sys
 import traceback
@@ -34,7 +35,7 @@ def describe(error, path=''):
 def run_command(command):
   """Calls `command()`; returns the exit status: what it returns, 0 for None, 2 after a `UserError`.
 
-  130 after Ctrl-C, as shells have it.
+  130 after Ctrl-C and 141 after a closed pipe, as shells have it.
   """
   progress.log_to_stderr()
   if hasattr(sys.stdout, 'reconfigure'):
@@ -44,6 +45,9 @@ def run_command(command):
     if sys.stdout is not None:
       sys.stdout.flush()  # here a full disk behind it can be reported
     return status
+  except BrokenPipeError:  # whoever read standard output, such as head, has enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+    return 141  # as shells have it: 128 + SIGPIPE
   except (UserError, OSError) as e:  # OSError: a full disk, a folder without rights
     print(f'error: {progress.escape_control(str(e))}', file=sys.stderr)
     return 2
