@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import subprocess
+import types
 import warnings
 
 import jax
@@ -26,7 +27,7 @@ from affectcodec_jax.data import augment
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.emotion import accuracy, judges, teachers
 from affectcodec_jax.emotion.compact import Student, Teacher
-from affectcodec_jax.evaluation import ablation_table
+from affectcodec_jax.evaluation import ablate, ablation_table
 from affectcodec_jax.evaluation.run import write_rows
 from affectcodec_jax.inference import weights
 from affectcodec_jax.models.params import load_params
@@ -410,7 +411,7 @@ def test_ablation_trains_and_scores_each_run_and_continues(tmp_path, monkeypatch
           'systems': {'affectcodec 6': {'system': 'affectcodec', 'kbps': 6.0, 'scores': {'mel': mean}}}})
     return subprocess.CompletedProcess(command, 0)
 
-  monkeypatch.setattr(subprocess, 'run', run)
+  monkeypatch.setattr(ablate, 'subprocess', types.SimpleNamespace(run=run))  # Matplotlib has its own calls
   args = ['ablate', '--data', 'm.jsonl', '--out', str(tmp_path), '--variants', 'rvq', 'cem', '--metrics',
           'spectral', 'network', '--seeds', '0', '2', '--steps', '2', '--limit']
   assert cli.main([*args, '10']) == 0
