@@ -127,15 +127,23 @@ def validate(config: ConfigDict) -> None:
     raise UserError(f"train.parallel='{t.parallel}'; use pmap or mesh")
   if t.fsdp != 1 and t.parallel == 'pmap':
     raise UserError(f'train.fsdp={t.fsdp} needs train.parallel=mesh: with pmap every device has it all')
-  for name in ('steps', 'batch_size', 'accumulate', 'fsdp', 'checkpoint_every', 'keep_checkpoints',
-               'log_every', 'sample_every'):
-    if t[name] < 1:
-      raise UserError(f'train.{name}={t[name]} must be at least 1')
+  check_positive(config, 'train', ('steps', 'batch_size', 'accumulate', 'fsdp', 'checkpoint_every',
+                                   'keep_checkpoints', 'log_every', 'sample_every'))
   if config.seed < 0 or config.data.num_workers < 0:
     raise UserError('seed and data.num_workers must not be negative')
-  if config.data.num_clips < 1:
-    raise UserError(f'data.num_clips={config.data.num_clips} must be at least 1')
+  check_positive(config, 'data', ('num_clips',))
   check_crop(config)
+
+
+def check_positive(config: ConfigDict, section: str, names: Sequence[str]) -> None:
+  """Checks that fields of a section are 1 or more.
+
+  Raises:
+    UserError: names the first that is less.
+  """
+  for name in names:
+    if config[section][name] < 1:
+      raise UserError(f'{section}.{name}={config[section][name]} must be at least 1')
 
 
 def check_crop(config: ConfigDict) -> None:
@@ -155,10 +163,8 @@ def check_model(config: ConfigDict) -> None:
     UserError: names the fields that do not fit together.
   """
   m = config.model
-  for name in ('encoder_dim', 'decoder_dim', 'acoustic_width', 'emotion_dim', 'acoustic_dim', 'adapter_dim',
-               'adapter_layers', 'adapter_kernel'):
-    if m[name] < 1:
-      raise UserError(f'model.{name}={m[name]} must be at least 1')
+  check_positive(config, 'model', ('encoder_dim', 'decoder_dim', 'acoustic_width', 'emotion_dim',
+                                   'acoustic_dim', 'adapter_dim', 'adapter_layers', 'adapter_kernel'))
   for name in ('emotion', 'acoustic'):
     levels = m[f'{name}_levels']
     if not levels or min(levels) < 2 or len(levels) > m[f'{name}_dim']:

@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 def brief(error, limit=200):
-  """What an error says, on one line of at most so many characters."""
+  """What an error says, on one line of at most so many characters; None for all of it."""
   return ' '.join(str(error).split())[:limit]
 
 
@@ -26,7 +26,7 @@ def describe(error, path=''):
 
   For lists of files that were left out, where the path stands beside it.
   """
-  text = ' '.join(str(error).split()).removeprefix(f'{path}: ').removeprefix(f'{pathlib.Path(path)}: ')
+  text = brief(error, None).removeprefix(f'{path}: ').removeprefix(f'{pathlib.Path(path)}: ')
   if isinstance(error, UserError):
     return text.split('; give')[0]
   return f'{type(error).__name__}: {text[:200]}'.removesuffix(': ')

@@ -76,8 +76,8 @@ class FolderSource(Recordings):
 
 def _warn_of_labels(rows):
   """Says which emotions of a manifest are none that the codec knows."""
-  unknown = collections.Counter(str(row['emotion']) for row in rows
-                                if row.get('emotion') and emotion_index(row['emotion']) < 0)
+  named = collections.Counter(str(row['emotion']) for row in rows if row.get('emotion'))
+  unknown = collections.Counter({name: n for name, n in named.items() if emotion_index(name) < 0})
   if unknown:
     names = ', '.join(f"'{name}'" for name, _ in unknown.most_common(3))
     logging.warning('%d of %d files count as unlabelled: their emotion (%s%s) is none of %s',

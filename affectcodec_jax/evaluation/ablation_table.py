@@ -1,5 +1,7 @@
 """Tables and picture of an ablation: means over seeds, and what each variant adds to the one before it."""
 
+import functools
+
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.evaluation.compare import differences, read_files
 from affectcodec_jax.evaluation.summary import COLUMNS, FEWEST
@@ -82,6 +84,7 @@ def steps(folder, results):
     [{'kbps', 'variant', 'before', 'differences': {heading: {'mean', 'low', 'high', 'sign', 'speakers',
     'seeds'}}}]: means over seeds, 95 % intervals over speakers, and the difference with each seed.
   """
+  @functools.cache  # a variant is compared with its neighbours, and its originals are those of every rate
   def rows(variant, seed, label):
     files = read_files(folder / variant / str(seed) / 'test' / 'files.csv', label)
     return {(seed, file): row for file, row in files.items()}

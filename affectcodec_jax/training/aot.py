@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from affectcodec_jax import config as config_lib
 from affectcodec_jax.common.constants import HOP_LENGTH
-from affectcodec_jax.common.errors import UserError, require_extra
+from affectcodec_jax.common.errors import UserError, brief, require_extra
 from affectcodec_jax.emotion.teachers import teacher_shapes
 from affectcodec_jax.inference import weights
 from affectcodec_jax.training import parallel
@@ -200,7 +200,7 @@ def bounds(chip, compiled):
 
 def one_line(error):
   """The sentence of a compiler's error that says what is wrong."""
-  text = ' '.join(str(error).split())
+  text = brief(error, None)
   at = text.find('Ran out of memory')
   return text[max(at, 0):][:400]
 

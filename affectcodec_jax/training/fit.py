@@ -11,7 +11,7 @@ import optax
 from affectcodec_jax.api import use_compilation_cache
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import make_folder
-from affectcodec_jax.config import check_crop, save_config
+from affectcodec_jax.config import check_crop, check_positive, save_config
 from affectcodec_jax.data import pipeline
 from affectcodec_jax.models.params import save_params
 
@@ -25,9 +25,7 @@ def check(config):
   Raises:
     UserError: names the field that is out of range.
   """
-  for name in ('steps', 'batch_size', 'log_every'):
-    if config.train[name] < 1:
-      raise UserError(f'train.{name}={config.train[name]} must be at least 1')
+  check_positive(config, 'train', ('steps', 'batch_size', 'log_every'))
   check_crop(config)
 
 
