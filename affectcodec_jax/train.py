@@ -157,6 +157,9 @@ def _train(config, workdir, files, init_from):
   pending = collections.deque()  # metrics of steps still running; the loop never waits for them
   advice = (f'the last good checkpoint is in {workdir}/checkpoints; lower train.lr or look at the '
             'data, then run again to continue from it')
+  # All stop at the first count beyond what any of them has named, which is 1 before the loop: counted from
+  # there, a TERM while the first step is compiled is not missed by a run that goes on at a later step.
+  begun = step
   clock = [time.time(), step]
   programs = {}
   sampler = make_sampler(config, frozen, clips) if chief and clips else None
@@ -215,7 +218,7 @@ def _train(config, workdir, files, init_from):
         checkpoint(step)
       if step % config.train.sample_every == 0 or step == config.train.steps:
         sample(step)
-      preempted = config.train.distributed and manager.reached_preemption(step)
+      preempted = config.train.distributed and manager.reached_preemption(step - begun)
       if preempted or stop:
         checkpoint(step)
         checkpoints.finish(manager)

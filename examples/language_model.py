@@ -30,7 +30,7 @@ from affectcodec_jax.common.errors import UserError, run_command
 from affectcodec_jax.common.files import make_folder, write_json
 from affectcodec_jax.common.labels import emotion_index
 from affectcodec_jax.emotion import judges
-from affectcodec_jax.evaluation.statistics import Speakers
+from affectcodec_jax.evaluation.statistics import Speakers, text
 from affectcodec_jax.tokens import lm
 from affectcodec_jax.tokens import shards as token_shards
 from examples.read_grain import batches
@@ -185,12 +185,9 @@ def judge(codec, clips, continued, prompt_frames, out):
   for clip, codes in list(zip(clips, continued))[::max(1, len(clips) // 4)][:4]:
     name = '_'.join(pathlib.Path(clip['path']).with_suffix('.wav').parts[-2:])
     write_audio(out / name, codec.decode(codes))
-  classifiers = {'network': judges.network_judge()}
-  try:
-    functionals, machine = judges.egemaps(), judges.svm_posteriors()
-    classifiers['egemaps_svm'] = lambda a: machine(functionals(a)[None])[0]
-  except UserError as e:
-    print(f'egemaps_svm: absent ({e})')
+  classifiers, absent = judges.available()
+  for name, why in absent.items():
+    print(f'{name}: absent ({why})')
   named = [{'speaker': c['speaker'], 'file': c['path']} for c in clips]
   labels = np.array([emotion_index(c['emotion']) for c in clips])
   long = [i for i, c in enumerate(clips) if len(c['codes']) >= 1.5 * prompt_frames]
@@ -259,7 +256,7 @@ def run(args):
   for name, by_kind in results['judges'].items():
     for kind, scores in by_kind.items():
       print(f'{name}, {kind}: ' + '; '.join(
-          f'{k} {v["mean"]:.3f} [{v["low"]:.3f}, {v["high"]:.3f}]' for k, v in scores.items() if v))
+          f'{k} {text(v, ".3f")}' for k, v in scores.items() if v))
 
 
 if __name__ == '__main__':

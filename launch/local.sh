@@ -11,8 +11,8 @@ Starts N processes of
   python -m affectcodec_jax.train TRAIN_ARGS... --config.train.distributed=True
 
 that find each other through jax.distributed on a free port of this machine. Process 0 prints and writes
-metrics; the others write WORKDIR/process_I.log. With NVIDIA GPUs process I sees GPU I only; without, each
-process computes on CPU. TERM or Ctrl-C to this script reaches all of them: they save at the same step and end.
+metrics; the others write WORKDIR/process_I.log. With NVIDIA GPUs process I sees GPU I only, of those that
+CUDA_VISIBLE_DEVICES names if it is set; without, each process computes on CPU. TERM or Ctrl-C to this script reaches all of them: they save at the same step and end.
 
 Ends with 0 when all have, with 75 when training was asked to stop before its end (the same command goes
 on from there), and else with the first other status; when one process fails the others are stopped.
@@ -42,15 +42,19 @@ done
 [[ $workdir != *://* ]] || die "$workdir: give a folder of this machine, where these processes keep their logs"
 mkdir -p "$workdir"
 
-gpus=$(nvidia-smi --list-gpus 2> /dev/null | grep -c . || true)
-((gpus == 0 || gpus >= count)) || die "$count processes, but $gpus GPUs; one process needs one"
+if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+  IFS=, read -ra gpus <<< "$CUDA_VISIBLE_DEVICES"
+else
+  mapfile -t gpus < <(nvidia-smi --list-gpus 2> /dev/null | grep . | awk '{print NR - 1}')
+fi
+((${#gpus[@]} == 0 || ${#gpus[@]} >= count)) || die "$count processes, but ${#gpus[@]} GPUs; one process needs one"
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$count
 
 pids=()
 for ((i = 0; i < count; i++)); do
   if ((i)); then exec {out}>> "$workdir/process_$i.log"; else exec {out}>&1; fi
-  if ((gpus)); then export CUDA_VISIBLE_DEVICES=$i; fi
+  if ((${#gpus[@]})); then export CUDA_VISIBLE_DEVICES=${gpus[i]}; fi
   JAX_PROCESS_ID=$i python -m affectcodec_jax.train "$@" --config.train.distributed=True >&"$out" 2>&1 &
   pids+=($!)
   exec {out}>&-

@@ -139,7 +139,7 @@ copy_and_install() {
   repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   archive=${TMPDIR:-/tmp}/affectcodec-$name.tar.gz
   run tar -czf "$archive" -C "$repo" --exclude=./.git --exclude=__pycache__ --exclude='./.venv*' \
-    --exclude=./venv --exclude=./runs . || return
+    --exclude=./venv --exclude=./runs --exclude=node_modules --exclude=./web/dist --exclude=./web/public . || return
   tpu scp "$archive" "$name:affectcodec.tar.gz" --worker=all || return
   # The image's Python is older than JAX wants: uv brings its own.
   on all 'set -e

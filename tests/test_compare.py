@@ -65,7 +65,7 @@ def test_two_checkpoints_of_two_evaluations(tmp_path, capsys):
   """Systems of one label, each in a file of its own; files that only one has are left out."""
   for name, pesq in (('before', 2.0), ('after', 3.0)):
     (tmp_path / name).mkdir()
-    files = 24 if name == 'after' else 20
+    files = 28 if name == 'after' else 24
     write(tmp_path / name / 'files.csv', np.full((2, files), pesq), np.zeros((2, files)))
   after, before = (str(tmp_path / name / 'files.csv') for name in ('after', 'before'))
   assert cli.main(['compare', after, 'a', 'a', '--second-from', before]) == 0

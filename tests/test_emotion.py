@@ -98,7 +98,7 @@ def test_packaged_machines_know_their_corpora_better_than_chance(name, floor):
     features, labels = kept['valid'].astype(np.float32), kept['valid_labels']
     if 'map' in kept:  # what went through it came from these
       features = features @ np.linalg.pinv(kept['map'].astype(np.float64)) + kept['shift']
-  probabilities = judges.svm_posteriors(name=name)(features)
+  probabilities = judges.svm_posteriors(packaged.FOLDER / name)(features)
   np.testing.assert_allclose(probabilities.sum(axis=1), 1)
   assert set(labels) == set(range(len(EMOTIONS)))
   assert accuracy.unweighted_accuracy(labels, probabilities.argmax(axis=1)) > floor
@@ -116,7 +116,7 @@ def test_principal_features_are_kept_and_found_again(tmp_path):
   with np.load(tmp_path / 'x.npz') as kept:
     assert kept['train'].shape == (120, 2) and kept['map'].shape == (6, 2)
     np.testing.assert_allclose((x[:120] - kept['shift']) @ kept['map'], kept['train'], atol=5e-3)  # float16
-  found = judges.svm_posteriors(tmp_path, 'x.npz')(x[160:]).argmax(axis=1)
+  found = judges.svm_posteriors(tmp_path / 'x.npz')(x[160:]).argmax(axis=1)
   assert np.mean(found == labels[160:]) > 0.8  # 0.38 are of the most frequent label
 
 
@@ -172,14 +172,15 @@ def test_svm_judge_learns_and_is_kept_as_numbers(tmp_path):
   np.testing.assert_allclose(probabilities.sum(axis=1), 1)
   assert (probabilities.argmax(axis=1) == labels[60:]).mean() > 0.9  # 4 sigma apart
   with pytest.raises(UserError, match='affectcodec_jax teacher judge'):
-    judges.svm_posteriors(tmp_path)
+    judges.svm_posteriors(tmp_path / 'egemaps.npz')
   kept = {'train': features[:60], 'train_labels': labels[:60], 'valid': features[60:],
           'valid_labels': labels[60:]}
   np.savez(tmp_path / 'egemaps.npz', **kept)
-  np.testing.assert_array_equal(judges.svm_posteriors(tmp_path)(features[60:]), probabilities)
+  again = judges.svm_posteriors(tmp_path / 'egemaps.npz')(features[60:])
+  np.testing.assert_array_equal(again, probabilities)
   np.savez(tmp_path / 'egemaps.npz', **kept | {'train': np.array([{}], object)})  # a pickle: not read
   with pytest.raises(UserError, match='cannot be read'):
-    judges.svm_posteriors(tmp_path)
+    judges.svm_posteriors(tmp_path / 'egemaps.npz')
 
 
 @pytest.mark.parametrize('kind, dim, command', [

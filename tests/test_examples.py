@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import write_json
 from affectcodec_jax.tokens import lm
 from affectcodec_jax.tokens import shards as token_shards
@@ -138,11 +137,9 @@ def test_agreement_by_hand():
 
 def test_the_language_model_trains_continues_and_judges(tmp_path, monkeypatch, capsys):
   """Two steps of a small one. Prompts are judged, by their length, as happy, all else as neutral."""
-  def absent():
-    raise UserError('opensmile is not installed')
-  monkeypatch.setattr(language_model.judges, 'network_judge',
-                      lambda: lambda audio: np.eye(8)[2 if len(audio) == 20 * 320 else 0])
-  monkeypatch.setattr(language_model.judges, 'egemaps', absent)
+  network = lambda audio: np.eye(8)[2 if len(audio) == 20 * 320 else 0]
+  monkeypatch.setattr(language_model.judges, 'available',
+                      lambda: ({'network': network}, {'svm': 'opensmile is not installed'}))
   monkeypatch.setattr(language_model, 'LanguageModel', functools.partial(
       language_model.LanguageModel, width=16, layers=1, heads=2))
   codec, tokens, out = tmp_path / 'codec', tmp_path / 'tokens', tmp_path / 'out'
@@ -158,7 +155,7 @@ def test_the_language_model_trains_continues_and_judges(tmp_path, monkeypatch, c
   assert line['step'] == 2 and len(line['bits']) == 4 and 2 < line['bits'][0] < 8 < line['bits'][1] < 16
   results = json.loads((out / 'results.json').read_text())
   assert results['clips'] == 3 and results['long_clips'] == 3
-  assert list(results['judges']) == ['network'] and 'egemaps_svm: absent' in capsys.readouterr().out
+  assert list(results['judges']) == ['network'] and 'svm: absent' in capsys.readouterr().out
   scores = results['judges']['network']
   for rates in (scores['model'], scores['real']):
     assert [rates[k]['mean'] for k in ('own', 'any', 'label', 'prompt_with_label')] == [0, 0, 0, 1]

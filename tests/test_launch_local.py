@@ -16,6 +16,7 @@ LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 # Takes the place of training: notes how it was called, then does what $FAKE/plan says for its number.
 PYTHON = r'''#!/usr/bin/env bash
 if [[ $1 == -c ]]; then exec /usr/bin/env -S PATH="$REAL_PATH" python "$@"; fi
+echo "$JAX_PROCESS_ID $CUDA_VISIBLE_DEVICES" >> "$FAKE/gpus"
 echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS: $*" >> "$FAKE/calls"
 trap 'echo "$JAX_PROCESS_ID" >> "$FAKE/asked"; exit 75' TERM
 plan=$(sed -n "$((JAX_PROCESS_ID + 1))p" "$FAKE/plan")
@@ -53,6 +54,25 @@ def test_local_starts_all_and_ends_with_them(fake, plan, status):
   assert sorted(c.split(':')[0].split()[0] for c in calls) == ['0', '1', '2']
   assert len({c.split(' at ')[1] for c in calls}) == 1  # one address, the same arguments
   assert all(c.endswith(f'--workdir {fake}/w --config.train.distributed=True') for c in calls)
+
+
+@pytest.mark.parametrize('visible, shown', [(None, '0 1'), ('5,2,7', '5 2'), ('', ' ')])
+def test_each_process_sees_a_gpu_of_its_own(fake, monkeypatch, visible, shown):
+  """Of those there are, or of those the user was given; none where he wants none."""
+  (fake / 'bin' / 'nvidia-smi').write_text('#!/usr/bin/env bash\nseq 3\n')
+  (fake / 'plan').write_text('0\n0')
+  if visible is None:
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+  else:
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+  run = start(2, f'--workdir={fake}/w')
+  run.communicate(timeout=60)
+  assert run.returncode == 0
+  gpus = sorted((fake / 'gpus').read_text().splitlines())
+  assert gpus == [f'{i} {gpu}' for i, gpu in enumerate(shown.split(' '))]
+  if visible:
+    run = start(4, f'--workdir={fake}/w')
+    assert '4 processes, but 3 GPUs' in run.communicate(timeout=60)[1]
 
 
 def test_term_reaches_all(fake):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from affectcodec_jax.audio import at_codec_level
+from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data.synthetic import SyntheticSource
@@ -28,7 +29,8 @@ def make(name):
     metrics.version(metrics.METRICS[name])
   except UserError as e:
     pytest.skip(str(e))
-  function = metrics.METRICS[name].make()
+  metric = metrics.METRICS[name]
+  function = metric.make(*(packaged.FOLDER / f for f in metric.files))
   return lambda a, b, item=ITEM: function(a, b, item)
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 import pathlib
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import soundfile
 from affectcodec_jax import __main__ as cli
 from affectcodec_jax import api
 from affectcodec_jax.analysis import train_token_emotion, transplant
-from affectcodec_jax.analysis.codes import Clip
+from affectcodec_jax.analysis.codes import Clip, encode_clip, read_items
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data.synthetic import SyntheticSource
@@ -108,7 +107,7 @@ def test_what_was_learned_is_predicted_of_other_speakers():
     often = rng.random(codes.shape) < 0.5
     return Clip(np.where(often, codes >> 3 << 3 | emotion, codes), None, emotion, speaker, '', '')
 
-  train, valid, test = ([clip(e, f'{s}{e % 3}') for e in range(8) for _ in range(6)] for s in 'abc')
+  train, valid, test = ([clip(e, f'{s}{i}') for e in range(8) for i in range(6)] for s in 'abc')
   scores, fitted = train_token_emotion.fit_kinds(train, valid, test, LEVELS, 2)
   assert scores['emotion']['test']['mean'] > 0.9 and scores['acoustic']['test']['mean'] < 0.4
   assert scores['emotion_minus_acoustic']['low'] > 0.5
@@ -207,12 +206,12 @@ def test_effects_are_what_was_put_in():
     plain, moved = np.eye(8)[own], 0.3 * (np.eye(8)[target] - np.eye(8)[own])
     posteriors = dict.fromkeys(transplant.VARIANTS, plain)
     posteriors |= {'emotion': plain + moved, 'donor': np.eye(8)[target]}
-    rows.append({'speaker': f's{i % 5}', 'file': str(i), 'receiver': own, 'target': target,
+    rows.append({'speaker': f's{i % 8}', 'file': str(i), 'receiver': own, 'target': target,
                  'probabilities': {'judge': posteriors},
                  'cost': {'mel': {'plain': 0.0, 'emotion': 0.1 * (i % 5)}}})
   result = transplant.summarise(rows)
   judge = result['judges']['judge']
-  assert result['pairs'] == 40 and result['speakers'] == 5 and sum(result['targets'].values()) == 40
+  assert result['pairs'] == 40 and result['speakers'] == 8 and sum(result['targets'].values()) == 40
   assert judge['plain']['receiver']['mean'] == 1 and judge['control']['target']['mean'] == 0
   assert judge['emotion']['target']['mean'] == pytest.approx(0.3)
   assert judge['emotion']['receiver']['mean'] == pytest.approx(-0.3)
@@ -259,7 +258,8 @@ def manifest(tmp_path_factory):
 
 
 def _judge():
-  return lambda audio: np.full(8, 1 / 8) + 0.01 * math.tanh(len(audio))
+  """Tells clips apart by how loud they are, and how loud they end."""
+  return lambda audio: np.linspace(0.1, 0.15, 8) * np.std(audio) + np.eye(8)[3] * np.std(audio[-800:])
 
 
 def test_commands_train_and_transplant(codec, manifest, tmp_path, capsys, monkeypatch):
@@ -268,7 +268,7 @@ def test_commands_train_and_transplant(codec, manifest, tmp_path, capsys, monkey
   monkeypatch.setattr(api, 'load', lambda path: codec)
   monkeypatch.setattr(judges, 'network_judge', _judge)
   monkeypatch.setattr(judges, 'packaged_teacher', _judge)
-  monkeypatch.setattr(transplant, 'make_judges', lambda: ({'network': _judge()}, {'svm': 'not asked'}))
+  monkeypatch.setattr(judges, 'available', lambda: ({'network': _judge()}, {'svm': 'not asked'}))
   monkeypatch.setattr(transplant, 'costs', lambda: ({'length': lambda *audio: len(audio[2])}, {}))
   path, report = tmp_path / 'p.safetensors', tmp_path / 'report.json'
   assert cli.main(
@@ -289,6 +289,15 @@ def test_commands_train_and_transplant(codec, manifest, tmp_path, capsys, monkey
   assert (out / 'transplant.png').read_bytes()[:4] == b'\x89PNG'
   results = json.loads((out / 'results.json').read_text())
   assert results['pairs'] == 8 and results['speakers'] == 2 and results['kbps'] == 2.25
+  items = list(read_items(manifest, 'test', labelled=True))
+  of = [encode_clip(codec, item).codes for item in items]
+  for variant, parts in (('donor', lambda q: of[q.donor]),
+                         ('emotion', lambda q: transplant.compose(of[q.donor], of[q.receiver], LEVELS))):
+    changes = [np.subtract(*(_judge()(codec.decode(c))[items[q.donor]['emotion']]
+                             for c in (parts(q), of[q.receiver]))) for q in transplant.quartets(items)]
+    assert np.ptp(changes) > 1e-6  # what the judge says depends on the clip
+    assert results['judges']['network'][variant]['target']['mean'] == pytest.approx(
+        np.mean(changes), rel=1e-5)  # results have six digits
   assert 'svm: absent' in capsys.readouterr().out
   with pytest.raises(UserError, match='not apart'):
     config = base.get_config()

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 
@@ -138,25 +139,40 @@ def test_one_line_for_each_mistake(args, message, tmp_path, capsys, monkeypatch)
   assert len(err) == 1 and err[0].startswith('error: ') and message in err[0], err
 
 
-def test_sigterm_saves_and_exits_cleanly(tmp_path):
-  """A real process, a real signal; the next start resumes at the step where it stopped."""
+def _terminated(workdir, at, *more, **env):
+  """(exit status, output) of a training that gets TERM when it prints a line that starts with `at`."""
   sizes = ['--config.model.backbone=lite', '--config.model.lite.width=16',
            '--config.model.lite.encoder_depth=1', '--config.model.lite.decoder_depth=1',
            '--config.train.adversarial_start=1000', '--config.data.crop_seconds=0.2']
   command = [sys.executable, '-m', 'affectcodec_jax.train', '--config', 'configs/base.py',
-             '--workdir', str(tmp_path), '--config.train.steps=100000',
-             '--config.train.checkpoint_every=100000', '--config.train.log_every=1', *sizes]
-  env = os.environ | {'XLA_FLAGS': ONE_DEVICE, 'XDG_CACHE_HOME': str(tmp_path / 'cache')}
+             '--workdir', str(workdir), '--config.train.steps=100000',
+             '--config.train.checkpoint_every=100000', '--config.train.log_every=1', *sizes, *more]
+  env = os.environ | {'XLA_FLAGS': ONE_DEVICE, 'XDG_CACHE_HOME': str(workdir / 'cache')} | env
   process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
   for line in process.stdout:
-    if line.startswith('step 3/'):
+    if line.startswith(at):
       process.send_signal(signal.SIGTERM)
       break
   out = process.stdout.read()
-  assert process.wait(timeout=120) == 0, out
-  assert 'stopped at step' in out
+  return process.wait(timeout=120), out
+
+
+def test_sigterm_saves_and_exits_cleanly(tmp_path):
+  """A real process, a real signal; the next start resumes at the step where it stopped.
+
+  With train.distributed processes agree on the step by JAX's own handler, and a run that goes on must not
+  miss a TERM that comes before its first step.
+  """
+  status, out = _terminated(tmp_path, 'step 3/')
+  assert status == 0 and 'stopped at step' in out, out
   step = int(out.split('stopped at step ')[1].split(';')[0])
   assert checkpoints.make_manager(tmp_path).latest_step() == step >= 3
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    address = f'localhost:{s.getsockname()[1]}'
+  status, out = _terminated(tmp_path, 'compiling', '--config.train.distributed=True',
+                            JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES='1', JAX_PROCESS_ID='0')
+  assert status == train_lib.STOPPED_EARLY and f'stopped at step {step + 1};' in out, out
 
 
 def test_a_run_over_a_mesh_goes_on_under_pmap(config, tmp_path, capsys):

@@ -1,6 +1,9 @@
 """One picture for each analysis."""
 
+import numpy as np
+
 from affectcodec_jax.evaluation.charts import require_matplotlib
+from affectcodec_jax.evaluation.statistics import spread
 
 NAMES = {'emotion': 'emotion digits', 'emotion_joint': 'emotion codes', 'acoustic': 'acoustic digits',
          'code': 'codes'}
@@ -20,24 +23,20 @@ def _save(figure, path):
   require_matplotlib().close(figure)
 
 
-def _spread(score):
-  """Distances of a score's interval from its mean, `[[below], [above]]`."""
-  return [[max(score['mean'] - score['low'], 0)], [max(score['high'] - score['mean'], 0)]]
-
-
 def _line(axis, scores, **style):
   """Means over stages 1, 2, … with their intervals shaded."""
   x = range(1, len(scores) + 1)
   line, = axis.plot(x, [s['mean'] for s in scores], marker='o', markersize=3, **style)
-  axis.fill_between(x, [s['low'] for s in scores], [s['high'] for s in scores], alpha=0.12,
-                    color=line.get_color(), linewidth=0)
+  means, (below, above) = np.array([s['mean'] for s in scores]), spread(scores)
+  axis.fill_between(x, means - below, means + above, alpha=0.12, color=line.get_color(), linewidth=0)
 
 
 def plot_leakage(runs, path):
   """`runs`: {name: what `leakage.leakage` returns}."""
   figure, ((bars, stages, bands),) = _figure(3)
   for i, (name, run) in enumerate(runs.items()):
-    bars.barh(i, run['emotion']['mean'], xerr=_spread(run['emotion']), color=f'C{i}', capsize=3, height=0.6)
+    bars.barh(i, run['emotion']['mean'], xerr=spread([run['emotion']]), color=f'C{i}', capsize=3,
+              height=0.6)
     bars.plot(run['shuffled']['mean'], i, 'kx', linestyle='', label=None if i else 'frames shuffled')
     bars.plot(run['acoustic']['mean'], i, 'kd', linestyle='', label=None if i else 'from acoustic digits')
     _line(stages, run['stages'], color=f'C{i}', label=name)
@@ -113,7 +112,7 @@ def plot_transplant(results, path):
     for i, (what, label) in enumerate((('target', "A's emotion"), ('receiver', "B's emotion"))):
       for j, name in enumerate(names):
         score = variants[name][what]
-        axis.barh(j + 0.38 * i, score['mean'], 0.36, xerr=_spread(score), color=f'C{i}', capsize=2,
+        axis.barh(j + 0.38 * i, score['mean'], 0.36, xerr=spread([score]), color=f'C{i}', capsize=2,
                   label=None if j else label)
     axis.axvline(0, color='k', linewidth=0.6)
     axis.set_title(judge, fontsize=10)
@@ -133,8 +132,8 @@ def plot_rate_distortion(results, path):
             label='lower convex hull')
   for i, levels in enumerate(sorted({c['levels'] for c in cells})):
     of = [c for c in cells if c['levels'] == levels]
-    spread = [(max(c['errors']) - min(c['errors'])) / 2 for c in of]
-    axis.errorbar([c['bits'] for c in of], [c['error'] for c in of], yerr=spread if any(spread) else None,
+    ranges = [(max(c['errors']) - min(c['errors'])) / 2 for c in of]
+    axis.errorbar([c['bits'] for c in of], [c['error'] for c in of], yerr=ranges if any(ranges) else None,
                   color=f'C{i}', linestyle='', marker='os^Dv'[i % 5], markersize=6, label=f'L = {levels}')
     x, y, side = ((-5, -13, 'right'), (6, 5, 'left'), (7, -6, 'left'))[i % 3]  # like rates lie close by
     for c in of:

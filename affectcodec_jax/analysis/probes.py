@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from affectcodec_jax.common.errors import require_extra
-from affectcodec_jax.evaluation.statistics import bootstrap
+from affectcodec_jax.evaluation.statistics import Speakers, bootstrap
 
 RIDGE = 1e-6  # times the frames: keeps a digit that never changes from being singular, and no more
 LOGISTIC_C = 0.1
@@ -130,27 +130,12 @@ def logistic(train, train_labels, test):
 
 def recall_interval(truth, predicted, groups):
   """Mean recall over the classes in `truth` `[n]`, with its 95 % interval over `groups` `[n]`."""
-  right, total = _counts(truth, predicted, groups)
-
-  def mean_recall(i):
-    count = total[i].sum(axis=0)
-    return (right[i].sum(axis=0)[count > 0] / count[count > 0]).mean()
-
-  return bootstrap([np.array([g]) for g in range(len(total))], mean_recall)
+  speakers = Speakers([{'speaker': f'speaker {g}'} for g in groups])
+  return speakers.interval(speakers.recall(truth, predicted, macro=True))
 
 
-def accuracy_interval(truth, predicted):
+def recall_over_classes(truth, predicted):
   """Mean over the classes in `truth` `[n]` of their recall, with its 95 % interval over the classes."""
-  right, total = _counts(truth, predicted, truth)
-  recall = right.sum(axis=1) / total.sum(axis=1)
-  return bootstrap([np.array([c]) for c in range(len(recall))], lambda i: recall[i].mean())
-
-
-def _counts(truth, predicted, groups):
-  """Clips predicted right, and clips, by group and class: two `[groups, classes]`."""
-  group, label = (np.unique(x, return_inverse=True)[1] for x in (groups, truth))
-  total = np.zeros((group.max() + 1, label.max() + 1))
-  right = np.zeros_like(total)
-  np.add.at(total, (group, label), 1)
-  np.add.at(right, (group, label), truth == predicted)
-  return right, total
+  classes = np.unique(truth)
+  recall = [np.mean(predicted[truth == c] == c) for c in classes]
+  return Speakers([{'speaker': f'class {c}'} for c in classes]).ratio(recall)

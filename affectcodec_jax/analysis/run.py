@@ -11,6 +11,7 @@ import os
 
 from affectcodec_jax.common.constants import FRAME_RATE
 from affectcodec_jax.common.errors import UserError
+from affectcodec_jax.evaluation.statistics import text
 
 
 def analyse(name, args):
@@ -49,8 +50,8 @@ def leakage(args, picture):
            f'{r["files"]} files, {r["frames"]} frames, {r["speakers"]} speakers',
            *_table(['run', 'quantiser', 'step', 'emotion digits [95 % over speakers]', 'frames shuffled',
                     'acoustic digits'],
-                   [[name, r['quantizer'], r['step'], _interval(r['emotion'], 4),
-                     f'{r["shuffled"]["mean"]:.4f}', _interval(r['acoustic'], 4)]
+                   [[name, r['quantizer'], r['step'], text(r['emotion'], '.4f'),
+                     f'{r["shuffled"]["mean"]:.4f}', text(r['acoustic'], '.4f')]
                     for name, r in runs.items()])]
   return {'split': args.split, 'mel': {'window': window, 'hop': hop, 'bands': bands}, 'runs': runs}, table
 
@@ -73,7 +74,7 @@ def stages(args, picture):
       table += [f'{task}: mean recall [95 % over speakers], {scores["files"]} files, chance '
                 f'{scores["chance"]:.3f}',
                 *_table([stage, *(plots.NAMES[kind] for kind in KINDS)],
-                        [[k + 1, *(_interval(scores[kind][what][k], 3) for kind in KINDS)]
+                        [[k + 1, *(text(scores[kind][what][k], '.3f') for kind in KINDS)]
                          for k in range(codec.config.model.num_stages)])]
   about = _about(codec) | {'train_split': args.train_split, 'test_split': args.test_split,
                            'C': probes.LOGISTIC_C}
@@ -111,7 +112,7 @@ def usage(args, picture):
 
 
 def _coding_table(results):
-  rows = [[r['stages'], f'{r["nominal"]:.0f}', _interval(r['coded'], 0), _interval(r['saved_percent'], 1),
+  rows = [[r['stages'], f'{r["nominal"]:.0f}', text(r['coded'], '.0f'), text(r['saved_percent'], '.1f'),
            *(f'{r[name]["mean"]:.0f}' for name in ('static', 'packed_file', 'coded_file'))]
           for r in results['rates']]
   speeds = (results[name] for name in ('encode_speed', 'decode_speed'))
@@ -133,12 +134,12 @@ def transplant(args, picture):
            'probability of an emotion, and its change from B decoded plainly; [95 % over speakers]']
   for judge, variants in results['judges'].items():
     table += _table([judge, "A's emotion", "B's emotion", "classified as A's", "classified as B's"],
-                    [[tp.VARIANTS[v], *(_interval(scores[k], 3) for k in scores)]
+                    [[tp.VARIANTS[v], *(text(scores[k], '.3f') for k in scores)]
                      for v, scores in variants.items()])
     table.append(f"rise of A's emotion, the transplant from A less the control: "
-                 f"{_interval(results['net'][judge], 3)}")
+                 f"{text(results['net'][judge], '.3f')}")
   table += _table(['cost', *results['cost']],
-                  [[tp.VARIANTS[v], *(_interval(of[v], 3) for of in results['cost'].values())]
+                  [[tp.VARIANTS[v], *(text(of[v], '.3f') for of in results['cost'].values())]
                    for v in tp.OF_RECEIVER])
   return _about(codec) | results, table + [f'{k}: absent ({why})' for k, why in results['absent'].items()]
 
@@ -201,10 +202,6 @@ def _names(paths):
     raise UserError('--checkpoint names a run twice')
   root = os.path.commonpath([os.path.dirname(p) for p in paths])
   return [os.path.relpath(p, root) for p in paths]
-
-
-def _interval(score, digits):
-  return f'{score["mean"]:.{digits}f} [{score["low"]:.{digits}f}, {score["high"]:.{digits}f}]'
 
 
 def _table(headings, rows):

@@ -96,5 +96,5 @@ def stage_probes(train, test, levels):
         results['emotion'][kind][what].append(
             probes.recall_interval(emotion['test'], predicted, groups))
         predicted = probes.logistic(flat['test'][fit], speakers[fit], flat['test'][score])
-        results['speaker'][kind][what].append(probes.accuracy_interval(speakers[score], predicted))
+        results['speaker'][kind][what].append(probes.recall_over_classes(speakers[score], predicted))
   return results

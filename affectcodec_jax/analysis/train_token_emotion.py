@@ -28,7 +28,7 @@ def make_predictor(args):
   for path in filter(None, (args.out, args.report)):  # before the long part
     check_file(path)
   rows = list_rows(args.data)
-  check_speakers({split: {str(r.get('speaker')) for r in select_rows(rows, split, args.data)}
+  check_speakers({split: {str(r.get('speaker') or '') for r in select_rows(rows, split, args.data)}
                   for split in ('train', 'valid', 'test')})
   codec = load(args.checkpoint)
   levels = codes.emotion_blocks(codec.config.model, args.checkpoint)
@@ -80,6 +80,8 @@ def check_speakers(splits):
   """
   split_of = {}
   for split, speakers in splits.items():
+    if not all(speakers):
+      raise UserError(f'speakers of split {split} are not known; give a manifest that names them')
     for speaker in speakers:
       if split_of.setdefault(speaker, split) != split:
         raise UserError(f'speaker {speaker} is in splits {split_of[speaker]} and {split}; give splits that '
@@ -149,25 +151,22 @@ def score(clips, probabilities):
 
 def difference(clips, first, second):
   """Unweighted accuracy of one less that of the other, `[clips, emotions]` each, with its interval."""
-  from affectcodec_jax.emotion.accuracy import unweighted_accuracy
-  from affectcodec_jax.evaluation.statistics import bootstrap, speaker_groups
-  truth = np.array([c.emotion for c in clips])
-  groups = speaker_groups([{'speaker': c.speaker} for c in clips])
-  guesses = [p.argmax(axis=1) for p in (first, second)]
-  return bootstrap(groups, lambda i: np.subtract(*(unweighted_accuracy(truth[i], g[i]) for g in guesses)))
+  from affectcodec_jax.evaluation.statistics import Speakers
+  truth, speakers = np.array([c.emotion for c in clips]), Speakers([{'speaker': c.speaker} for c in clips])
+  recall = [speakers.recall(truth, p.argmax(axis=1), macro=True) for p in (first, second)]
+  return speakers.interval(recall[0] - recall[1])
 
 
 def table(results, stage_kbps):
   """Lines that sum up `results`."""
-  def interval(s):
-    return f'{s["mean"]:.3f} [{s["low"]:.3f}, {s["high"]:.3f}]'
-
+  from affectcodec_jax.evaluation.statistics import text
   lines = [f'unweighted accuracy [95 % over {results["test_speakers"]} test speakers], '
            f'{results["clips"]["test"]} clips, chance {results["chance"]:.3f}; * is kept']
   for stages, kinds in results['stages'].items():
     for kind in token_emotion.KINDS:
-      lines.append(f'{stage_kbps * stages:5g} kbps  {kind:8} {interval(kinds[kind]["test"])}  validation '
-                   f'{kinds[kind]["valid"]["mean"]:.3f}{" *" if kind == kinds["chosen"] else ""}')
+      kept = ' *' if kind == kinds['chosen'] else ''
+      lines.append(f'{stage_kbps * stages:5g} kbps  {kind:8} {text(kinds[kind]["test"], ".3f")}  '
+                   f'validation {kinds[kind]["valid"]["mean"]:.3f}{kept}')
     lead = kinds['emotion_minus_acoustic']
-    lines.append(f'             emotion block less acoustic block {interval(lead)}')
-  return lines + [f'{name:24} {interval(s)}' for name, s in results['from_audio'].items()]
+    lines.append(f'             emotion block less acoustic block {text(lead, ".3f")}')
+  return lines + [f'{name:24} {text(s, ".3f")}' for name, s in results['from_audio'].items()]

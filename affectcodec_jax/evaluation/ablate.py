@@ -9,14 +9,17 @@ OUT/results.json and OUT/ablation.png; the runs with their logs are OUT/VARIANT/
 from concurrent.futures import ThreadPoolExecutor
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import threading
 
+from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import make_folder, write_json, write_whole
 from affectcodec_jax.common.workers import cores
 from affectcodec_jax.evaluation import ablation_table
+from affectcodec_jax.evaluation.run import choose_metrics
 
 _NO_EXTRAS = {'loss.multi_rate': 0.0, 'model.conditioning': False}
 _DAC_RVQ = {  # what DAC's RVQ is known to work with, at the same rates: 10 bits a stage, 12 stages
@@ -34,7 +37,7 @@ VARIANTS = {  # fields; from full_rfsq on, each differs from the one before it b
 
 
 def ablate(data, out, *, config='configs/ablation.py', variants=tuple(VARIANTS), seeds=(0, 1), steps=1000,
-           metrics=('quick',), svm=None, limit=240, jobs=1):
+           metrics=('quick',), judges=None, limit=240, jobs=1):
   """Runs what is not yet there, then writes the tables.
 
   Args:
@@ -42,7 +45,7 @@ def ablate(data, out, *, config='configs/ablation.py', variants=tuple(VARIANTS),
     out: folder of the runs and the tables.
     config, variants: a configuration file and the variants of it, in the order of what each adds.
     seeds, steps: of the training runs.
-    metrics, svm, limit: as in `evaluate`.
+    metrics, judges, limit: as in `evaluate`.
     jobs: runs at a time.
 
   Raises:
@@ -53,7 +56,8 @@ def ablate(data, out, *, config='configs/ablation.py', variants=tuple(VARIANTS),
   out = make_folder(out)
   todo = [(variant, seed) for seed in seeds for variant in variants]  # a seed at a time
   training = {'config': str(config), 'data': str(data), 'steps': steps}
-  scoring = {'limit': limit, 'metrics': list(metrics), 'svm': str(svm or '')}
+  versions, _ = choose_metrics(metrics, pathlib.Path(judges or packaged.FOLDER))
+  scoring = {'limit': limit, 'metrics': versions, 'judges': str(judges or '')}
   failed = threading.Event()
 
   def run(variant, seed):
@@ -94,8 +98,8 @@ def _run_one(workdir, variant, seed, training, scoring, jobs):
   score = ['evaluate', '--checkpoint', workdir, '--data', training['data'], '--split', 'test', '--labelled',
            '--limit', scoring['limit'], '--out', workdir / 'test', '--metrics', *scoring['metrics'],
            '--peers', 'none', '--jobs', '1', '--no-report']
-  if scoring['svm']:
-    score += ['--svm', scoring['svm']]
+  if scoring['judges']:
+    score += ['--judges', scoring['judges']]
   trained, scored = workdir / 'trained.json', workdir / 'test' / 'scored.json'
   if trained.exists() and (before := json.loads(trained.read_text())) != training:
     changed = ', '.join(f'{k}={training[k]} (was {before.get(k)})' for k in training

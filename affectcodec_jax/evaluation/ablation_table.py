@@ -4,7 +4,8 @@ import functools
 
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.evaluation.compare import differences, read_files
-from affectcodec_jax.evaluation.summary import COLUMNS, FEWEST
+from affectcodec_jax.evaluation.statistics import text
+from affectcodec_jax.evaluation.summary import COLUMNS
 
 SOUND = ('f0_correlation', 'pesq', 'estoi', 'visqol', 'mel')
 
@@ -117,6 +118,6 @@ def steps_table(found):
 def _cell(d):
   if d is None:
     return ''
-  text = f'{d["mean"]:+.3g} [{d["low"]:+.3g}, {d["high"]:+.3g}]'
-  sure = d['low'] * d['high'] > 0 and all(s is not None and s * d['mean'] > 0 for s in d['seeds'])
-  return f'**{text}**' if sure and d['speakers'] >= FEWEST else text
+  sure = d['low'] is not None and d['low'] * d['high'] > 0 and all(
+      s is not None and s * d['mean'] > 0 for s in d['seeds'])
+  return f'**{text(d, "+.3g")}**' if sure else text(d, '+.3g')

@@ -10,6 +10,7 @@ from PIL import ImageDraw
 from affectcodec_jax.audio import SAMPLE_RATE
 from affectcodec_jax.common.errors import require_extra
 from affectcodec_jax.common.pictures import spectrogram
+from affectcodec_jax.evaluation.statistics import spread
 
 # Stand-ins that become the page's variables, so that one picture serves light and dark.
 INK, GRID = '#010101', '#020202'
@@ -68,8 +69,8 @@ def rate_curve(systems, metric):
     points = sorted((k, s) for k, s in points if s)
     if points:
       x, means = [k for k, _ in points], [s['mean'] for _, s in points]
-      spread = np.abs(np.array([[s['mean'] - s['low'], s['high'] - s['mean']] for _, s in points]).T)
-      axes.errorbar(x, means, yerr=spread if spread.any() else None, marker='o^svDPX*pd'[i % 10],
+      reach = spread([s for _, s in points])
+      axes.errorbar(x, means, yerr=reach if reach.any() else None, marker='o^svDPX*pd'[i % 10],
                     markersize=7 if i == 0 else 5, linewidth=2.4 if i == 0 else 1.4, capsize=3,
                     color=SERIES[i % 10], elinewidth=1)
   for _, score in systems.get('original', []):
@@ -100,9 +101,8 @@ def emotion_bars(scores, title):
     for at, emotion in enumerate(emotions):
       score = of_emotion.get(emotion)
       if score:
-        spread = [[max(score['mean'] - score['low'], 0)], [max(score['high'] - score['mean'], 0)]]
-        axes.bar(at - 0.4 + (i + 0.5) * wide, score['mean'], wide * 0.9, color=SERIES[i % 10], yerr=spread,
-                 ecolor=INK, error_kw={'linewidth': 0.8})
+        axes.bar(at - 0.4 + (i + 0.5) * wide, score['mean'], wide * 0.9, color=SERIES[i % 10],
+                 yerr=spread([score]), ecolor=INK, error_kw={'linewidth': 0.8})
   axes.set_xticks(range(len(emotions)), emotions)
   axes.set_ylim(bottom=0)
   axes.set_title(title, loc='left', fontsize=12)

@@ -19,9 +19,9 @@ def hugging_face(name):
     name: a model on the hub that the user has, or a folder.
 
   Returns:
-    A function of (reference, decoded, item): `{name: probabilities}` over the codec's `EMOTIONS` where all
-    of them are among the labels, else over the model's own labels; of a regressor
-    `{'NAME valence': …}` and so on.
+    A function of (reference, decoded, item): `{name: probabilities}` over the codec's `EMOTIONS` where each
+    of the model's labels is one of them, else over its own labels, which are then `NAME_labels`; of a
+    regressor `{'NAME valence': …}` and so on.
 
   Raises:
     UserError: transformers or torch is not installed, or the model does not load whole.
@@ -60,7 +60,7 @@ def hugging_face(name):
   def classify(reference, decoded, item):
     probabilities = torch.softmax(outputs(decoded), dim=0).tolist()
     if place is None:
-      return {name: probabilities}
+      return {name: probabilities, f'{name}_labels': labels}
     by_emotion = [0.0] * len(EMOTIONS)
     for p, i in zip(probabilities, place):
       by_emotion[i] += p

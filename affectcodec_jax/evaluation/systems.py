@@ -1,5 +1,6 @@
 """What is scored: a codec at one rate, under test or a peer."""
 
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,12 @@ class System(NamedTuple):
   @property
   def label(self):
     return f'{self.name} {self.kbps:g}' if self.kbps else self.name
+
+
+def dated(name):
+  """A model's name and, where it is a folder, the time of its newest file, by which another is known."""
+  files = [p for p in pathlib.Path(name).rglob('*') if p.is_file()] if pathlib.Path(name).is_dir() else []
+  return f'{name} {max((int(p.stat().st_mtime) for p in files), default="")}'.strip()
 
 
 def fitted(audio, length):

@@ -16,7 +16,6 @@ from affectcodec_jax.data import pipeline
 from affectcodec_jax.emotion.accuracy import labelled, score
 from affectcodec_jax.emotion.judge import Judge
 from affectcodec_jax.emotion.judges import network_judge
-from affectcodec_jax.models.params import load_params
 from affectcodec_jax.training.fit import FIT_FIELDS, crops, open_workdir, save_network, train_network
 from affectcodec_jax.training.labelled import cross_entropy, held_out_splits, report
 
@@ -53,7 +52,7 @@ def train_judge(config, workdir):
   params = train_network(config, workdir, Judge(), loss_fn, iterator)
   path = workdir / 'judge.safetensors'
   save_network(path, params)
-  judge = network_judge(load_params(path))  # as it was written, in float16
+  judge = network_judge(path)  # as it was written, in float16
   results = {'parameters': sum(x.size for x in jax.tree.leaves(params))}
   for split, items in held_out_splits(config).items():
     items = labelled(items)
