@@ -115,9 +115,6 @@ def validate(config: ConfigDict) -> None:
   if len(t.rate_probs) != len(rates) or min(t.rate_probs) < 0 or sum(t.rate_probs) <= 0:
     raise UserError(f'train.rate_probs={tuple(t.rate_probs)} needs one weight for each of '
                     f'rates={tuple(rates)}')
-  if config.teacher.kind != 'compact' and not config.teacher.path:
-    raise UserError(f'teacher.path is empty: {config.teacher.kind} is not in the package; convert its '
-                    'checkpoint with python -m affectcodec_jax teacher convert')
   if config.loss.posterior and config.teacher.kind != 'compact':
     raise UserError(f'loss.posterior={config.loss.posterior}: a teacher of kind {config.teacher.kind} does '
                     'not classify emotions; give --config.loss.posterior=0')
@@ -129,10 +126,10 @@ def validate(config: ConfigDict) -> None:
     raise UserError(f'train.fsdp={t.fsdp} needs train.parallel=mesh: with pmap every device has it all')
   check_positive(config, 'train', ('steps', 'batch_size', 'accumulate', 'fsdp', 'checkpoint_every',
                                    'keep_checkpoints', 'log_every', 'sample_every'))
-  if config.seed < 0 or config.data.num_workers < 0:
-    raise UserError('seed and data.num_workers must not be negative')
-  check_positive(config, 'data', ('num_clips',))
-  check_crop(config)
+  for name in ('valid_clips', 'num_samples'):
+    if t[name] < 0:
+      raise UserError(f'train.{name}={t[name]} must be at least 0')
+  check_data(config)
 
 
 def check_positive(config: ConfigDict, section: str, names: Sequence[str]) -> None:
@@ -146,13 +143,18 @@ def check_positive(config: ConfigDict, section: str, names: Sequence[str]) -> No
       raise UserError(f'{section}.{name}={config[section][name]} must be at least 1')
 
 
-def check_crop(config: ConfigDict) -> None:
-  """Checks that training crops are as long as the longest window of the mel loss.
+def check_data(config: ConfigDict) -> None:
+  """Checks section `data` and the seed.
 
   Raises:
-    UserError: they are shorter.
+    UserError: names the field that is out of range.
   """
-  if crop_samples(config) < 2048:
+  check_positive(config, 'data', ('num_clips',))
+  if config.seed < 0 or config.data.num_workers < 0:
+    raise UserError('seed and data.num_workers must not be negative')
+  if not 0 <= config.data.speed < 1:
+    raise UserError(f'data.speed={config.data.speed} must be at least 0 and less than 1')
+  if crop_samples(config) < 2048:  # the longest window of the mel loss
     raise UserError(f'data.crop_seconds={config.data.crop_seconds} is too short; use 0.14 or more')
 
 
@@ -165,6 +167,8 @@ def check_model(config: ConfigDict) -> None:
   m = config.model
   check_positive(config, 'model', ('encoder_dim', 'decoder_dim', 'acoustic_width', 'emotion_dim',
                                    'acoustic_dim', 'adapter_dim', 'adapter_layers', 'adapter_kernel'))
+  if m.quantizer == 'rvq' and 'rvq_codebook_dim' not in m:
+    raise UserError("has no field 'model.rvq_codebook_dim', which quantizer rvq needs")
   for name in ('emotion', 'acoustic'):
     levels = m[f'{name}_levels']
     if not levels or min(levels) < 2 or len(levels) > m[f'{name}_dim']:

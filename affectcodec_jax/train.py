@@ -91,6 +91,8 @@ def _train(config, workdir, files, init_from):
 
   # ---- Data ----
   source = pipeline.make_source(config.data, config.data.train_split, config.seed)
+  # Clips are dealt out, and the first state is made, by the same list everywhere.
+  parallel.check_same('the training data', f'{len(source)} {getattr(source, "digest", str)()}')
   pitch = None
   if config.model.backbone == 'lite':
     from affectcodec_jax.data.pitch import crop_pitch as pitch
@@ -103,9 +105,10 @@ def _train(config, workdir, files, init_from):
   say(f'{len(source)} training clips from {config.data.source}')
 
   # ---- Teacher and student ----
-  # Copied into the run, which stays whole when the originals move.
+  # Copied into the run, which stays whole when the originals move. A run without a checkpoint begins anew.
+  manager = checkpoints.make_manager(workdir, config.train.keep_checkpoints)
   copies = {'teacher': files.folder / 'teacher.safetensors'}
-  resuming = copies['teacher'].exists()
+  resuming = manager.latest_step() is not None and copies['teacher'].exists()
   original = config.teacher.path or (init_from / 'teacher.safetensors' if init_from else '')
   frozen = {'teacher': weights.load_teacher(config, copies['teacher'] if resuming else original)}
   if config.teacher.student:
@@ -114,7 +117,6 @@ def _train(config, workdir, files, init_from):
         config, copies['student'] if resuming else config.teacher.student)
 
   # ---- State ----
-  manager = checkpoints.make_manager(workdir, config.train.keep_checkpoints)
   # Calibration must see the same clips in every process: it draws from an unsharded iterator. The k-means
   # of an RVQ needs some frames a word.
   first_clips = 64 if config.model.quantizer == 'rvq' else min(config.train.batch_size, 16)
@@ -214,10 +216,11 @@ def _train(config, workdir, files, init_from):
       step += 1
       pending.append((step, values))
       drain(2)
-      if step % config.train.checkpoint_every == 0 or step == config.train.steps:
-        checkpoint(step)
+      # First what is heard and measured at this step: a run goes on after its checkpoint.
       if step % config.train.sample_every == 0 or step == config.train.steps:
         sample(step)
+      if step % config.train.checkpoint_every == 0 or step == config.train.steps:
+        checkpoint(step)
       preempted = config.train.distributed and manager.reached_preemption(step - begun)
       if preempted or stop:
         checkpoint(step)
@@ -226,9 +229,11 @@ def _train(config, workdir, files, init_from):
         break
   finally:
     checkpoints.finish(manager)
+    newest = manager.latest_step()
+    manager.close()
     if writer:
       writer.close()
-  say(f'checkpoint: {manager.directory}/{manager.latest_step()}')
+  say(f'checkpoint: {manager.directory}/{newest}')
   if (files.folder / 'samples').exists():
     say(f'audio:      {workdir}/samples')
   say(f'try it:     python -m affectcodec_jax encode IN.wav OUT.afc --checkpoint {workdir} --kbps 1.5')

@@ -324,10 +324,16 @@ def test_pitch_of_a_crop_is_that_of_the_recording(tmp_path, monkeypatch):
 
 
 def test_pitch_is_tracked_once_and_read_then(tmp_path, monkeypatch):
+  """Of recordings that end on the grid of 5 ms and beside it."""
   recording = _vowel(200.0)
-  first = pitch.cached_track(recording, tmp_path)
+  many = [recording[:n] for n in (16080, 16081, 18080, 5000)]
+  for x in (recording, *many):
+    (tmp_path / str(len(x))).mkdir()
+  first, *others = [pitch.cached_track(x, tmp_path / str(len(x))) for x in (recording, *many)]
   monkeypatch.setattr(pitch, 'track', lambda audio: pytest.fail('tracked again'))
-  np.testing.assert_array_equal(pitch.cached_track(recording, tmp_path), first)
+  for x, values in zip((recording, *many), (first, *others)):
+    np.testing.assert_array_equal(pitch.cached_track(x, tmp_path / str(len(x))), values)
+  tmp_path = tmp_path / str(len(recording))
   file, = tmp_path.iterdir()
   file.write_bytes(file.read_bytes()[:7])  # damaged: as good as absent
   monkeypatch.undo()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
+import soundfile
 
 from affectcodec_jax import __main__ as cli
 from affectcodec_jax import load
@@ -197,14 +198,40 @@ def test_a_teacher_that_is_not_there_is_made_by_the_command_of_its_kind(kind, di
 @pytest.mark.parametrize('command, override, message', [
     ('train', 'train.steps=0', 'train.steps=0 must be at least 1'),
     ('train', 'data.crop_seconds=0.05', 'data.crop_seconds=0.05 is too short'),
+    ('train', 'seed=-1', 'seed and data.num_workers must not be negative'),
+    ('train', 'data.speed=1.5', 'data.speed=1.5 must be at least 0 and less than 1'),
+    ('distil', 'teacher.kind=whisper_base --config.teacher.dim=512 --config.teacher.layer=3',
+     'teacher.path is empty'),
     ('distil', 'teacher.kind=whisper_base', 'teacher.dim=160, but features of whisper_base are 512 wide'),
     ('distil', 'teacher.kind=wav2vec', "teacher.kind='wav2vec'; use one of compact, emotion2vec_base")])
 def test_emotion_networks_refuse_what_cannot_be_trained(command, override, message, tmp_path, capsys):
   config = {'train': 'teacher', 'distil': 'student'}[command]
   assert cli.main(['teacher', command, f'--config=configs/{config}.py', f'--workdir={tmp_path / "run"}',
-                   f'--config.{override}']) == 2
+                   *f'--config.{override}'.split()]) == 2
   error = capsys.readouterr().err
   assert error.startswith('error: ') and message in error and error.count('\n') == 1
+
+
+def test_emotion_networks_refuse_to_learn_from_nothing_or_over_others(tmp_path, capsys):
+  """Before the training: speech without labels, a folder with a network or a codec in it."""
+  for split in ('train', 'valid'):
+    soundfile.write(tmp_path / f'{split}.wav', SyntheticSource(1, seed=0)[0]['audio'], 16000)
+  rows = [{'path': f'{split}.wav', 'split': split} for split in ('train', 'valid')]
+  (tmp_path / 'm.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  for kind, command in (('teacher', 'train'), ('judge', 'train_judge')):
+    args = ['teacher', command, f'--config=configs/{kind}.py', '--config.train.steps=1']
+    assert cli.main([*args, f'--workdir={tmp_path / kind}', '--config.data.source=folder',
+                     f'--config.data.path={tmp_path / "m.jsonl"}']) == 2
+    assert 'no file of split train has a known emotion' in capsys.readouterr().err
+    assert not (tmp_path / kind).exists()
+    (tmp_path / kind).mkdir()
+    (tmp_path / kind / f'{kind}.safetensors').write_bytes(b'mine')
+    assert cli.main([*args, f'--workdir={tmp_path / kind}']) == 2
+    assert f'holds a {kind}.safetensors; give another --workdir' in capsys.readouterr().err
+    (tmp_path / kind / 'codec.json').write_text('{}')
+    assert cli.main([*args, f'--workdir={tmp_path / kind}']) == 2
+    assert 'holds a codec; give another --workdir' in capsys.readouterr().err
+    assert (tmp_path / kind / f'{kind}.safetensors').read_bytes() == b'mine'
 
 
 def test_svm_judge_of_few_emotions():

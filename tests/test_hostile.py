@@ -12,7 +12,6 @@ import urllib.error
 import urllib.request
 import zipfile
 
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -59,20 +58,10 @@ def test_wrong_types_in_codec_json(codec):
       (codec / release.CONFIG).write_text(json.dumps(replaced(card, at, new)))
       tried += 1
       try:
-        schema_only(codec)
+        release.read_card(codec)
       except UserError as e:
         assert '\n' not in str(e) and str(codec) in str(e)
   assert tried > 350
-
-
-def schema_only(path):
-  """What `release.load` says of the configuration, without the two seconds that its networks take."""
-  from affectcodec_jax.common import schemas
-  card = schemas.read(path / release.CONFIG, schemas.Card, 'x')
-  try:
-    config_lib.check_model(ConfigDict(card['config']))
-  except UserError as e:
-    raise UserError(f'{path}: {e}') from e
 
 
 @pytest.mark.parametrize('at, new, message', [

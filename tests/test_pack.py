@@ -1,5 +1,6 @@
 """A packed corpus: clips, crops and splits of the one it was made of, however often that was stopped."""
 
+import errno
 import io
 import json
 import os
@@ -314,3 +315,14 @@ def test_a_shard_that_fails_twice_is_opened_again(packed, monkeypatch):
   monkeypatch.setattr(arrayrecord, 'open_shard', open_shard)
   np.testing.assert_array_equal(source[0]['audio'], expected)
   assert len(opened) == 3 and source.skipped == 0
+
+
+def test_an_outage_is_not_a_damaged_file(tmp_path, monkeypatch):
+  """What the network did not give is not left out of a shard: the run ends there, to go on later."""
+  def fail(path):
+    raise OSError(errno.EIO, 'Input/output error')
+  monkeypatch.setattr(pack, 'to_flac', fail)
+  monkeypatch.setattr(retry, 'PAUSES', ())
+  with pytest.raises(UserError, match='a.wav: .*the same command goes on'):
+    pack._pack_shard(tmp_path, 1, (0, [{'path': 'a.wav', 'key': 'a.wav'}]))
+  assert not list(tmp_path.glob('*.jsonl'))

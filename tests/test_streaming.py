@@ -187,6 +187,8 @@ def test_mistakes_are_reported():
   deaf = types.SimpleNamespace(emotion_context=None)
   with pytest.raises(UserError, match='cannot encode a stream'):
     streaming.StreamEncoder(deaf, None, None, 2, 10, None, 0.0, None)
+  with pytest.raises(UserError, match=r'\[1, 2\] would be a single sample of 2 channels'):
+    codec.stream_encoder().push(np.zeros((1, 2), np.float32))
   decoder = codec.stream_decoder(chunk_frames=7)
   for codes in (np.zeros((4, 2), int), np.zeros((4, 3)), np.zeros(3, int)):
     with pytest.raises(UserError, match='give stream_decoder the kbps'):

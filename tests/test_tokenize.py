@@ -1,5 +1,6 @@
 """A corpus to token shards: the same files however often it was stopped, and no recording in the way."""
 
+import errno
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import soundfile
 from affectcodec_jax import __main__ as cli
 from affectcodec_jax import load
 from affectcodec_jax.audio import read_audio
+from affectcodec_jax.common import retry
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import write_json
 from affectcodec_jax.common.labels import EMOTIONS
@@ -233,3 +235,13 @@ def test_damaged_records_are_refused(made):
   for bad in (b'', record[:40], record[:-1], record[:-1] + bytes([record[-1] ^ 128])):
     with pytest.raises(UserError):
       token_shards.read_record(bad)
+
+
+def test_an_outage_is_not_a_damaged_file(monkeypatch):
+  """What the network did not give is not left out of the tokens: the run ends there, to go on later."""
+  def fail(path, pipes):
+    raise OSError(errno.EIO, 'Input/output error')
+  monkeypatch.setattr('affectcodec_jax.audio.read_audio', fail)
+  monkeypatch.setattr(retry, 'PAUSES', ())
+  with pytest.raises(UserError, match='a.wav: .*the same command goes on'):
+    tokenize_corpus._encode(lambda checkpoint: None, 'pretrained', None, 1, ['a.wav'])

@@ -106,9 +106,26 @@ def test_other_model_in_the_same_folder_is_refused(config, tmp_path):
   config.train.steps += 1  # reported, not refused
   changed = f'train.steps={config.train.steps} (was {config.train.steps - 1})'
   assert open_run(config, tmp_path, tmp_path) == [changed]
+  config.teacher.path = 'teacher.safetensors'
+  config_lib.save_config(tmp_path / 'config.json', config)
+  config.teacher.path = ''  # the run has a copy; what it was made with stays in its configuration
+  assert open_run(config, tmp_path, tmp_path) == [] and config.teacher.path == 'teacher.safetensors'
+  config.teacher.student = 'student.safetensors'
+  with pytest.raises(UserError, match='teacher.student=, now student.safetensors'):
+    open_run(config, tmp_path, tmp_path)
+  config.teacher.student = ''
   config.model.encoder_dim += 1
   with pytest.raises(UserError, match='model.encoder_dim'):
     open_run(config, tmp_path, tmp_path)
+
+
+def test_a_run_without_a_checkpoint_begins_with_the_teacher_that_is_named(config, tmp_path):
+  """An earlier start that was killed before its first checkpoint has left another teacher's copy."""
+  config.train.steps = config.train.checkpoint_every = 1
+  config.train.adversarial_start = 9
+  (tmp_path / 'teacher.safetensors').write_bytes(b'of the start before')
+  train_lib.train(config, tmp_path)
+  assert (tmp_path / 'teacher.safetensors').read_bytes() != b'of the start before'
 
 
 @pytest.mark.parametrize('args, message', [
@@ -129,6 +146,8 @@ def test_other_model_in_the_same_folder_is_refused(config, tmp_path):
     (['--config', 'configs/teacher.py'], 'made for another command'),
     ([*EIGHT, '--config.seed=-1'], 'seed'),
     ([*EIGHT, '--config.train.keep_checkpoints=0'], 'keep_checkpoints'),
+    ([*EIGHT, '--config.train.valid_clips=-1'], 'train.valid_clips=-1 must be at least 0'),
+    ([*EIGHT, '--config.data.speed=1'], 'data.speed=1.0 must be at least 0 and less than 1'),
     ([*EIGHT, '--config.model.acoustic_levels=(8,8,8,8,8,8)'], 'bits'),
     ([*EIGHT, '--config.train.distributed=True'], 'other processes'),
 ])

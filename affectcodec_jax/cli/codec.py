@@ -3,7 +3,8 @@
 import os
 import sys
 
-from affectcodec_jax.cli.command import Command, add_checkpoint, add_kbps, load
+from affectcodec_jax import load
+from affectcodec_jax.cli.command import Command, add_checkpoint, add_kbps
 from affectcodec_jax.common import buckets
 from affectcodec_jax.common.errors import UserError
 

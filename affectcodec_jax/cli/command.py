@@ -27,12 +27,6 @@ class Command(NamedTuple):
   takes_overrides: bool = False
 
 
-def load(checkpoint):
-  """`affectcodec_jax.api.load`, imported only when it is called."""
-  from affectcodec_jax import api
-  return api.load(checkpoint)
-
-
 def add_checkpoint(parser, text='workdir of a training run, released codec, or org/name on the '
                    'Hugging Face Hub (default: the packaged codec)'):
   parser.add_argument('--checkpoint', default='pretrained', help=text)

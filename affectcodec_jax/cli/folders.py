@@ -8,7 +8,7 @@ import logging
 import pathlib
 import sys
 
-from affectcodec_jax.cli.command import load
+from affectcodec_jax import load
 from affectcodec_jax.common import progress, workers
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import check_local

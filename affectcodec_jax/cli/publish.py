@@ -1,6 +1,7 @@
 """Commands that make codecs for others: release, export."""
 
-from affectcodec_jax.cli.command import Command, add_checkpoint, load
+from affectcodec_jax import load
+from affectcodec_jax.cli.command import Command, add_checkpoint
 
 
 def _release_options(p):

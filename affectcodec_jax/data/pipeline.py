@@ -180,7 +180,7 @@ def eval_clips(source, count, max_seconds):
   count, clips = min(count, len(source)), []
   for k in range(count):  # the first readable item of the k-th part
     for i in range(k * len(source) // count, (k + 1) * len(source) // count):
-      item = source[i]
+      item = source.read(i, 0.0, max_seconds) if hasattr(source, 'read') else source[i]
       if item is not None:
         clips.append(item | {'audio': item['audio'][:int(max_seconds * SAMPLE_RATE)]})
         break

@@ -61,7 +61,7 @@ def cached_track(audio, folder):
   """`track`, read from `folder` where it has been made of the same samples before."""
   digest = hashlib.blake2b(np.ascontiguousarray(audio, np.float32).tobytes(), digest_size=16).hexdigest()
   path = pathlib.Path(folder) / f'{digest}.f16'
-  length = int(len(audio) / SAMPLE_RATE / PERIOD) + 1
+  length = len(audio) // round(SAMPLE_RATE * PERIOD) + 1
   if path.exists():
     values = np.fromfile(path, np.float16)
     if len(values) == length:

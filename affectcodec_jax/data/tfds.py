@@ -70,7 +70,7 @@ class TfdsSource:
   def __init__(self, name, split, data_dir=None, min_seconds=0.3):
     if not name:
       raise UserError('data.tfds_name is empty; set it to a data set, e.g. crema_d')
-    self.name, self.skipped = name, 0
+    self.name, self.skipped, self._unreadable = name, 0, set()
     self._min_samples = int(min_seconds * SAMPLE_RATE)
     builder = _builder(name, data_dir)
     splits = builder.info.splits
@@ -93,6 +93,8 @@ class TfdsSource:
       raise UserError(f'{name}: prepared in a format without random access; prepare it with '
                       f'{_how_to_prepare(name, data_dir)}') from e
 
+    self._digest = f'{builder.info.full_name} {split} {len(self._source)}'
+
   def __len__(self):
     return len(self._source)
 
@@ -110,9 +112,15 @@ class TfdsSource:
     return {'audio': audio, 'emotion': self._emotion_of(row), 'name': f'{self.name}/{i}',
             'speaker': _text(row[self._speaker]) if self._speaker else ''}
 
+  def digest(self):
+    """Tells other sets apart, by name, version, split and length."""
+    return self._digest
+
   def _skip(self, i, reason):
-    self.skipped += 1
-    logging.warning('skipped (%d so far): %s item %d: %s', self.skipped, self.name, i, reason)
+    if i not in self._unreadable:
+      self._unreadable.add(i)
+      self.skipped += 1
+      logging.warning('skipped (%d so far): %s item %d: %s', self.skipped, self.name, i, reason)
 
   def _emotion_of(self, row):
     if self._emotion is None:

@@ -43,9 +43,13 @@ def ablate(data, out, *, config='configs/ablation.py', variants=tuple(VARIANTS),
   Args:
     data: a manifest.
     out: folder of the runs and the tables.
-    config, variants: a configuration file and the variants of it, in the order of what each adds.
-    seeds, steps: of the training runs.
-    metrics, judges, limit: as in `evaluate`.
+    config: a configuration file.
+    variants: names of its variants, in the order of what each adds.
+    seeds: of the training runs.
+    steps: of each.
+    metrics: as in `evaluate`.
+    judges: as in `evaluate`.
+    limit: as in `evaluate`.
     jobs: runs at a time.
 
   Raises:

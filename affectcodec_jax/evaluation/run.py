@@ -32,7 +32,9 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
     split: of `data`, or 'all'.
     limit: at most so many files, evenly spread; 0 for all.
     labelled: only files with a known emotion.
-    metrics, peers, classifiers: names, as the command's help has them.
+    metrics: names, or 'all' or 'quick'.
+    peers: codecs to compare with, as the command's help has them.
+    classifiers: the user's own, as the command's help has them.
     judges: folder of `teacher judge`; None for the packaged ones.
     jobs: processes.
     clips: files to play and show in the report, if there is to be a `report`.

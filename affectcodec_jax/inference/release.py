@@ -34,8 +34,28 @@ def find(name):
 
 
 def is_release(path):
-  """Whether a folder is one that `save` wrote."""
+  """Whether a folder holds a released codec."""
   return (pathlib.Path(path) / CONFIG).exists()
+
+
+def read_card(path):
+  """(configuration, fingerprint, step) of such a folder.
+
+  Raises:
+    UserError: its `CONFIG` is missing or does not fit together.
+  """
+  from ml_collections import ConfigDict
+
+  from affectcodec_jax.common import schemas
+  from affectcodec_jax.config import check_model
+  card = schemas.read(path / CONFIG, schemas.Card, 'not a released codec; make one by '
+                      'python -m affectcodec_jax release RUN OUT')
+  config = ConfigDict(card['config'])
+  try:
+    check_model(config)
+  except UserError as e:
+    raise UserError(f'{path / CONFIG}: {e}') from e
+  return config, card['fingerprint'], card['step']
 
 
 def load(path):
@@ -44,20 +64,10 @@ def load(path):
   Raises:
     UserError: a file is missing or not what was released.
   """
-  from ml_collections import ConfigDict
-
-  from affectcodec_jax.common import schemas
-  from affectcodec_jax.config import check_model
   from affectcodec_jax.inference import weights
   from affectcodec_jax.models.params import load_params
   path = pathlib.Path(path)
-  card = schemas.read(path / CONFIG, schemas.Card, 'not a released codec; make one by '
-                      'python -m affectcodec_jax release RUN OUT')
-  step, fingerprint, config = card['step'], card['fingerprint'], ConfigDict(card['config'])
-  try:
-    check_model(config)
-  except UserError as e:
-    raise UserError(f'{path / CONFIG}: {e}') from e
+  config, fingerprint, step = read_card(path)
   params, frozen = load_params(path / CODEC), weights.load_encoder_network(config, path)
   if weights.fingerprint(config.model.to_dict(), params, frozen).hex() != fingerprint:
     raise UserError(f'{path}: its files are not those that were released (fingerprint {fingerprint}); '

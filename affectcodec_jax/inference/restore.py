@@ -82,12 +82,13 @@ def restore_newest(workdir, **shapes):
   Raises:
     UserError: there is none.
   """
-  manager = make_reader(workdir)
-  for step in sorted(manager.all_steps(), reverse=True):
-    items = {name: read_item(manager, step, name, target) for name, target in shapes.items()}
-    if all(item is not None for item in items.values()):
-      return items, step
-  raise nothing_usable(workdir, manager.all_steps())
+  with make_reader(workdir) as manager:
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+      items = {name: read_item(manager, step, name, target) for name, target in shapes.items()}
+      if all(item is not None for item in items.values()):
+        return items, step
+  raise nothing_usable(workdir, steps)
 
 
 def nothing_usable(workdir, steps=()):

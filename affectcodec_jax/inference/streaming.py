@@ -66,6 +66,9 @@ class StreamEncoder:
       UserError: not such an array, or samples that are not finite.
     """
     audio = as_array(audio, 'audio')
+    if audio.ndim == 2 and len(audio) == 1 < audio.shape[1]:
+      raise UserError(f'audio: shape {list(audio.shape)} would be a single sample of {audio.shape[1]} '
+                      'channels, or a row of samples; give the mean of the channels, or longer pieces')
     if audio.size:
       audio = apply_gain(to_mono(audio), self.gain_db)
       self._audio = np.concatenate([self._audio, audio])

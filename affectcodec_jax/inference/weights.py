@@ -38,6 +38,9 @@ def load_teacher(config, path=''):
     UserError: not such a teacher.
   """
   teachers.check(config)
+  if not path and config.teacher.kind != 'compact':
+    raise UserError(f'teacher.path is empty: {config.teacher.kind} is not in the package; convert its '
+                    'checkpoint with python -m affectcodec_jax teacher convert')
   path = path or packaged.TEACHER
   if not os.path.exists(path):
     kind = config.teacher.kind

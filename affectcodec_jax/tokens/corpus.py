@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from affectcodec_jax.common import progress, workers
-from affectcodec_jax.common.errors import UserError, describe
+from affectcodec_jax.common.errors import UserError, brief, describe
 from affectcodec_jax.common.files import (
   AnyPath,
   differences,
@@ -22,6 +22,7 @@ from affectcodec_jax.common.files import (
   write_json,
   write_whole,
 )
+from affectcodec_jax.common.retry import is_transient, with_retries
 from affectcodec_jax.data.folder import list_split
 from affectcodec_jax.data.rows import list_digest
 from affectcodec_jax.tokens import shards as token_shards
@@ -217,8 +218,10 @@ def _encode(load: Load, checkpoint: AnyPath, kbps: float | None, batch: int,
   audio, results = {}, {}  # by place in `paths`
   for i, path in enumerate(paths):
     try:
-      audio[i] = read_audio(path, pipes=False)
+      audio[i] = with_retries(functools.partial(read_audio, pipes=False), path)
     except Exception as e:  # a damaged file can fail in ways of its own; the others go on
+      if is_transient(e):  # of the network, not of the file: nothing is said to be finished
+        raise UserError(f'{path}: {brief(e)}; the same command goes on from here') from e
       results[i] = (None, describe(e, path))
   try:
     encoded = codec.encode_batch(list(audio.values()), SAMPLE_RATE, kbps, batch) if audio else []

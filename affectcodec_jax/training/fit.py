@@ -11,8 +11,9 @@ import optax
 from affectcodec_jax.api import use_compilation_cache
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import make_folder
-from affectcodec_jax.config import check_crop, check_positive, save_config
+from affectcodec_jax.config import check_data, check_positive, save_config
 from affectcodec_jax.data import pipeline
+from affectcodec_jax.inference.release import is_release
 from affectcodec_jax.models.params import save_params
 
 # What is needed of a configuration besides what the command itself needs.
@@ -26,19 +27,25 @@ def check(config):
     UserError: names the field that is out of range.
   """
   check_positive(config, 'train', ('steps', 'batch_size', 'log_every'))
-  check_crop(config)
+  check_data(config)
 
 
-def open_workdir(workdir):
+def open_workdir(workdir, network):
   """Creates the folder of the training; returns it as a `Path`.
 
+  Args:
+    workdir: where.
+    network: name of the file that the training will write.
+
   Raises:
-    UserError: it holds a run of the codec, or cannot be written to.
+    UserError: it holds a codec or such a network, or cannot be written to.
   """
   use_compilation_cache()
   workdir = make_folder(workdir)
-  if (workdir / 'checkpoints').exists():
-    raise UserError(f'{workdir} holds a run of the codec; give another --workdir')
+  if (workdir / 'checkpoints').exists() or is_release(workdir):
+    raise UserError(f'{workdir} holds a codec; give another --workdir')
+  if (workdir / network).exists():
+    raise UserError(f'{workdir} holds a {network}; give another --workdir, or move it away')
   return workdir
 
 

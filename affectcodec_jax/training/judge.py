@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from affectcodec_jax import config as config_lib
 from affectcodec_jax.common.files import write_json
 from affectcodec_jax.config import crop_samples
 from affectcodec_jax.data import pipeline
@@ -17,10 +18,10 @@ from affectcodec_jax.emotion.accuracy import labelled, score
 from affectcodec_jax.emotion.judge import Judge
 from affectcodec_jax.emotion.judges import network_judge
 from affectcodec_jax.training.fit import FIT_FIELDS, crops, open_workdir, save_network, train_network
-from affectcodec_jax.training.labelled import cross_entropy, held_out_splits, report
+from affectcodec_jax.training.labelled import check_labels, cross_entropy, held_out_splits, report
 
 # What is needed of a configuration.
-FIELDS = {'data': ('source', 'crop_seconds'), 'train': (*FIT_FIELDS, 'label_smoothing')}
+FIELDS = {'data': config_lib.FIELDS['data'], 'train': (*FIT_FIELDS, 'label_smoothing')}
 
 
 def colour(audio, rng):
@@ -45,8 +46,10 @@ def judge_loss(params, batch, rng, smoothing):
 
 def train_judge(config, workdir):
   """Trains, evaluates and writes the judge that `config` describes."""
-  workdir = open_workdir(workdir)
   source = pipeline.make_source(config.data, config.data.train_split, config.seed)
+  held_out = held_out_splits(config)
+  check_labels({config.data.train_split: source} | held_out)
+  workdir = open_workdir(workdir, 'judge.safetensors')
   loss_fn = functools.partial(judge_loss, smoothing=config.train.label_smoothing)
   iterator = crops(config, source, crop_samples(config))
   params = train_network(config, workdir, Judge(), loss_fn, iterator)
@@ -54,7 +57,7 @@ def train_judge(config, workdir):
   save_network(path, params)
   judge = network_judge(path)  # as it was written, in float16
   results = {'parameters': sum(x.size for x in jax.tree.leaves(params))}
-  for split, items in held_out_splits(config).items():
+  for split, items in held_out.items():
     items = labelled(items)
     results[split] = score(items, np.array([judge(item['audio']).argmax() for item in items]))
     report(split, results[split])

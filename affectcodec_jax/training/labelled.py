@@ -16,6 +16,21 @@ def cross_entropy(logits, emotion, smoothing):
   return jnp.sum(loss * known) / jnp.maximum(known.sum(), 1)
 
 
+def check_labels(splits):
+  """Refuses speech without labels, from which nothing would be learnt, before the training.
+
+  Args:
+    splits: {name: source}; sources that know an emotion only with its audio are not asked.
+
+  Raises:
+    UserError: no item of a split has a known emotion.
+  """
+  for split, source in splits.items():
+    known = getattr(source, 'emotion', None)
+    if known and all(known(i) < 0 for i in range(len(source))):
+      raise UserError(f'no file of split {split} has a known emotion; give a manifest with `emotion`')
+
+
 def held_out_splits(config):
   """{split: source} of what `config` holds out and, where there are test speakers, of those."""
   c = config.data

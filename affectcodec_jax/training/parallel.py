@@ -10,6 +10,7 @@ then averaged: nothing of the batch's size crosses devices, whatever XLA makes o
 
 from collections.abc import Callable
 import functools
+import hashlib
 import os
 from typing import Any, NamedTuple
 
@@ -62,6 +63,21 @@ def join_processes():
   except (ValueError, RuntimeError) as e:
     raise UserError(f'train.distributed: the other processes were not found ({e}); leave it False for '
                     'one process, start several by launch/local.sh, launch/tpu.sh, Slurm or MPI') from e
+
+
+def check_same(what, value):
+  """Refuses to go on where `value`, a text, is not the same in every process.
+
+  Raises:
+    UserError: it differs; `what` says of what.
+  """
+  if jax.process_count() == 1:
+    return
+  digest = np.frombuffer(hashlib.blake2b(value.encode(), digest_size=8).digest(), np.uint8)
+  theirs = multihost_utils.process_allgather(digest)
+  if not (theirs == digest).all():
+    raise UserError(f'{what}: not the same in all processes; look for files that some of them do not see, '
+                    'and start all again')
 
 
 def make_parallel(config) -> Parallel:

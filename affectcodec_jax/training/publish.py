@@ -50,7 +50,7 @@ def save(run, out):
   # By its values, whatever file or configuration says it is.
   teachers = frozen['teacher'], load_params(packaged.TEACHER)
   packaged_teacher = len({weights.fingerprint({}, params, {}) for params in teachers}) == 1
-  config.data.path = config.teacher.path = ''  # of the machine it was trained on
+  config.data.path = config.data.tfds_dir = config.teacher.path = ''  # of the machine it was trained on
   if config.teacher.student:
     config.teacher.student = 'student.safetensors'
   rounded, network = load_params(out / release.CODEC), weights.load_encoder_network(config, out)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from affectcodec_jax import config as config_lib
 from affectcodec_jax.common.evenly import evenly
 from affectcodec_jax.common.files import write_json
 from affectcodec_jax.config import crop_samples
@@ -20,12 +21,12 @@ from affectcodec_jax.training.fit import FIT_FIELDS, crops, open_workdir, save_n
 
 # What is needed of a configuration.
 FIELDS = {'model': ('compute_dtype',), 'teacher': ('kind', 'dim', 'path'),
-          'student': ('width', 'depth'), 'data': ('source', 'crop_seconds'), 'train': FIT_FIELDS}
+          'student': ('width', 'depth'), 'data': config_lib.FIELDS['data'], 'train': FIT_FIELDS}
 
 
 def distil(config, workdir):
   """Trains, scores and writes the student that `config` describes."""
-  workdir = open_workdir(workdir)
+  workdir = open_workdir(workdir, 'student.safetensors')
   c = config.data
   frozen = {'teacher': weights.load_teacher(config, config.teacher.path)}
   model = Student(config.teacher.dim, config.student.width, config.student.depth)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from affectcodec_jax import config as config_lib
 from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.common.files import write_json
 from affectcodec_jax.config import crop_samples
@@ -28,11 +29,11 @@ from affectcodec_jax.emotion.judges import first_seconds
 from affectcodec_jax.inference import weights
 from affectcodec_jax.training import guide
 from affectcodec_jax.training.fit import FIT_FIELDS, crops, open_workdir, save_network, train_network
-from affectcodec_jax.training.labelled import cross_entropy, held_out_splits, report
+from affectcodec_jax.training.labelled import check_labels, cross_entropy, held_out_splits, report
 
 # What is needed of a configuration.
 FIELDS = {'teacher': ('dim', 'depth'), 'guide': ('kind', 'dim', 'layer', 'path', 'weight'),
-          'data': ('source', 'crop_seconds'), 'train': (*FIT_FIELDS, 'start', 'dropout', 'label_smoothing')}
+          'data': config_lib.FIELDS['data'], 'train': (*FIT_FIELDS, 'start', 'dropout', 'label_smoothing')}
 
 
 class Guided(nn.Module):
@@ -91,9 +92,10 @@ def guided_loss(params, batch, rng, model, frames, scale, weight, smoothing):
 
 def train_teacher(config, workdir):
   """Trains, evaluates and writes the teacher that `config` describes."""
-  workdir = open_workdir(workdir)
   source = pipeline.make_source(config.data, config.data.train_split, config.seed)
   held_out = held_out_splits(config)
+  check_labels({config.data.train_split: source} | held_out)
+  workdir = open_workdir(workdir, 'teacher.safetensors')
   model = Teacher(config.teacher.dim, config.teacher.depth, config.train.dropout)
   start = weights.load_teacher(config, config.train.start) if config.train.start else {}
   train = _train_guided if config.guide.path else _train_on_labels

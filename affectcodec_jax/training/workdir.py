@@ -31,8 +31,8 @@ def open_run(config, workdir, folder):
   before, now = (traverse_util.flatten_dict(c.to_dict(), sep='.') for c in (old, config))
   changed = [name for name in now if _plain(before.get(name)) != _plain(now[name])]
   copied = {'teacher.path'} if config.teacher.path in ('', old.teacher.path) else set()
-  if config.teacher.student and old.teacher.get('student'):
-    copied.add('teacher.student')
+  if not config.teacher.path:  # so that the command with it will do again
+    config.teacher.path = old.teacher.path
   for name in changed:
     if name.split('.')[0] in ('model', 'discriminator', 'teacher') and name not in copied:
       raise UserError(f'{workdir} holds a run with {name}={before.get(name)}, now {now[name]}; '
