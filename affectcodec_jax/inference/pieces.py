@@ -31,6 +31,13 @@ class Inference:
     config: the configuration.
     frozen: parameters of the network that the encoder reads, for their shapes.
     chunk: frames of a piece.
+
+  Attributes:
+    emotion_context, encoder_context, decoder_context: frames that each sees on either side of a piece; the
+      first is None for a teacher that needs the whole recording.
+    pitch_context: frames less on either side of what `pitch` gives.
+    has_source: whether the decoder is driven by a source, of `pitch`.
+    emotion, quantize, latent, latent_between, pitch, synthesise: the compiled programs, see `__init__`.
   """
 
   def __init__(self, config, frozen, chunk=CHUNK):
@@ -42,30 +49,39 @@ class Inference:
 
     @functools.partial(jax.jit, static_argnums=4)
     def emotion(params, frozen, audio, mask, context):
+      """U_e `[B, T, emotion_dim]` and what the frames add to the utterance embedding.
+
+      Of audio `[B, (T + 2 context) * 320]` and the mask of its frames `[B, T + 2 context]`.
+      """
       features = encoder_features(config, frozen, audio, mask)
       return codec.apply({'params': params}, features, mask, context, method=Codec.analyse_emotion)
 
     @jax.jit
     def quantize(params, audio, u_e, embedding):
+      """Codes `[B, T, stages]` of audio with the encoder's context around it, U_e and the embedding."""
       u = codec.apply({'params': params}, audio, u_e, embedding, acoustic, method=Codec.analyse_acoustic)
       return codec.apply({'params': params}, u, method=Codec.quantize).indices
 
     @jax.jit
     def latent(params, codes):
+      """U `[B, T, dim]` of codes `[B, T, m]`."""
       return codec.apply({'params': params}, codes, method=Codec.lookup)
 
     @jax.jit
     def latent_between(params, before, after, weight):
+      """U between those of two lists of codes `[B, T, m]`, the second's share being `weight` `[B, T]`."""
       a, b, weight = latent(params, before), latent(params, after), weight[..., None]  # [B, T, 1]
       return (1 - weight) * a + weight * b
 
     @jax.jit
     def pitch(params, latent):
+      """Phase increments `[B, T - 2 pitch_context]` of the source, of U `[B, T, dim]`."""
       increments = codec.apply({'params': params}, latent, method=Codec.pitch)
       return increments[:, self.pitch_context:increments.shape[1] - self.pitch_context]
 
     @jax.jit
     def synthesise(params, latent, source=None):
+      """Audio `[B, (T - 2 decoder_context) * 320]` of U `[B, T, dim]` and its `source_filter.Source`."""
       audio = codec.apply({'params': params}, latent, source, method=Codec.synthesise)
       return audio[:, around * HOP_LENGTH:audio.shape[1] - around * HOP_LENGTH]
 

@@ -178,8 +178,7 @@ def accumulated(grad_fn, batch, pieces):
   """Mean of `grad_fn(batch)` over equal pieces of the batch, one after another: a piece's memory."""
   if pieces == 1:
     return grad_fn(batch)
-  # Piece i has clips i, i + pieces, ...: so a batch that is split over devices stays split in each piece.
-  cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), batch)
+  cut = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), batch)  # [pieces, B / pieces, ...]
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
                        jax.eval_shape(grad_fn, jax.tree.map(lambda x: x[0], cut)))
 
