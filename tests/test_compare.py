@@ -69,7 +69,13 @@ def test_two_checkpoints_of_two_evaluations(tmp_path, capsys):
     write(tmp_path / name / 'files.csv', np.full((2, files), pesq), np.zeros((2, files)))
   after, before = (str(tmp_path / name / 'files.csv') for name in ('after', 'before'))
   assert cli.main(['compare', after, 'a', 'a', '--second-from', before]) == 0
-  assert '| PESQ-WB | 3 | 2 | +1 [+1, +1] | better |' in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert '| PESQ-WB | 3 | 2 | +1 [+1, +1] | better |' in said and 'agreement (net)' in said
+  lines = (tmp_path / 'before' / 'files.csv').read_text().replace('net_', 'other_')
+  (tmp_path / 'before' / 'files.csv').write_text(lines)  # judged by another: that judge is left out
+  assert cli.main(['compare', after, 'a', 'a', '--second-from', before]) == 0
+  said = capsys.readouterr().out
+  assert '| PESQ-WB | 3 | 2 | +1 [+1, +1] | better |' in said and 'net' not in said
 
 
 def test_mistakes_get_one_line(tmp_path, capsys):

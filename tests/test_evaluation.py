@@ -125,6 +125,14 @@ def _several(speakers, emotions=(1, 2)):
           for system in ('original', 'affectcodec') for i in range(speakers)]
 
 
+def test_eight_labels_of_another_kind_are_not_the_eight_emotions():
+  """Such a classifier tells whether a clip is as its original was, and nothing of the true emotion."""
+  rows = [r | {'j_labels': list('abcdefgh')} for r in _several(6)]
+  summary.add_judgements(rows, ['j'])
+  scores = summary.summarise(rows, ['j'])['affectcodec']['scores']
+  assert scores['j_agreement']['mean'] == 1 and 'j_accuracy' not in scores and 'j_macro' not in scores
+
+
 def test_a_report_of_few_says_what_it_does_not_tell(tmp_path):
   """Of one file, no interval, no agreement, no confusion; the same of six speakers has them all."""
   pytest.importorskip('jinja2')
