@@ -195,10 +195,10 @@ def _train(config, workdir, files, init_from):
       checkpoints.save(manager, devices.to_save(state), iterator)
 
   def sample(at):
+    drain(0)  # nor sample it
     # Every process has a part in that.
     ema = devices.fetch(state.ema) if clips or config.train.valid_clips else None
     if validator:
-      drain(0)
       writer.write(at, {name: float(value) for name, value in validator(ema, frozen).items()})
     if sampler:
       metric_writer.write_clips(files.folder / 'samples' / f'step_{at:07d}', sampler(ema))

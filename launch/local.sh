@@ -12,7 +12,8 @@ Starts N processes of
 
 that find each other through jax.distributed on a free port of this machine. Process 0 prints and writes
 metrics; the others write WORKDIR/process_I.log. With NVIDIA GPUs process I sees GPU I only, of those that
-CUDA_VISIBLE_DEVICES names if it is set; without, each process computes on CPU. TERM or Ctrl-C to this script reaches all of them: they save at the same step and end.
+CUDA_VISIBLE_DEVICES names if it is set; without, each process computes on CPU. TERM or Ctrl-C to this script
+reaches all of them: they save at the same step and end.
 
 Ends with 0 when all have, with 75 when training was asked to stop before its end (the same command goes
 on from there), and else with the first other status; when one process fails the others are stopped.
