@@ -92,7 +92,7 @@ def _train(config, workdir, files, init_from):
   # ---- Data ----
   source = pipeline.make_source(config.data, config.data.train_split, config.seed)
   # Clips are dealt out, and the first state is made, by the same list everywhere.
-  parallel.check_same('the training data', f'{len(source)} {getattr(source, "digest", str)()}')
+  parallel.check_same('the training data', lambda: f'{len(source)} {getattr(source, "digest", str)()}')
   pitch = None
   if config.model.backbone == 'lite':
     from affectcodec_jax.data.pitch import crop_pitch as pitch

@@ -63,9 +63,9 @@ def differences(first, second, originals):
     ValueError: a score that is not a number.
   """
   files = [f for f in first if f in second]
-  columns = [list(next(iter(rows.values()))) for rows in (first, second, originals)]
-  judges = [k.removesuffix('_predicted') for k in columns[0]
-            if k.endswith('_predicted') and all(k in c for c in columns)]
+  headers = [next(iter(rows.values())) for rows in (first, second, originals)]
+  judges = [k.removesuffix('_predicted') for k in headers[0]
+            if k.endswith('_predicted') and all(k in h for h in headers)]
   rows = [[s[f] | {'all_agreement': _mean_agreement(s[f], judges)} for f in files] for s in (first, second)]
   results = []
   for judge in judges:  # recall lost, where the emotion is known

@@ -65,15 +65,15 @@ def join_processes():
                     'one process, start several by launch/local.sh, launch/tpu.sh, Slurm or MPI') from e
 
 
-def check_same(what, value):
-  """Refuses to go on where `value`, a text, is not the same in every process.
+def check_same(what, describe):
+  """Refuses to go on where the text of `describe()`, called with several processes only, is not the same.
 
   Raises:
     UserError: it differs; `what` says of what.
   """
   if jax.process_count() == 1:
     return
-  digest = np.frombuffer(hashlib.blake2b(value.encode(), digest_size=8).digest(), np.uint8)
+  digest = np.frombuffer(hashlib.blake2b(describe().encode(), digest_size=8).digest(), np.uint8)
   theirs = multihost_utils.process_allgather(digest)
   if not (theirs == digest).all():
     raise UserError(f'{what}: not the same in all processes; look for files that some of them do not see, '
