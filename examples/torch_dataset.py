@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from affectcodec_jax.common.constants import HOP_LENGTH
-from affectcodec_jax.common.errors import UserError, require_extra, run_command
+from affectcodec_jax.common.errors import UserError, brief, require_extra, run_command
 from affectcodec_jax.tokens import lm
 from affectcodec_jax.tokens import shards as token_shards
 
@@ -28,13 +28,15 @@ class TokenDataset(torch.utils.data.Dataset):
     vocabulary: `lm.Vocabulary` of split codes; the stages it has are taken.
     frames: longest part of a clip, from a random frame on; None is the whole clip.
     split: only clips whose `split` is this.
+    seed: of the parts, outside of workers: those have seeds of their own, by their loader's.
 
   Raises:
     UserError: no finished folder of ArrayRecord shards, or no clip of that split.
   """
 
-  def __init__(self, folder, vocabulary, frames=None, split=None):
-    self.vocabulary, self.frames = vocabulary, frames
+  def __init__(self, folder, vocabulary, frames=None, split=None, seed=0):
+    self.vocabulary, self.frames, self.seed = vocabulary, frames, seed
+    self._random = None
     self._paths, self._readers = token_shards.shard_paths(folder), {}
     # Chosen once: to leave the other splits out at every epoch would read them again.
     self._places = [(path, row) for path in self._paths for row in range(self._reader(path).num_records())]
@@ -49,12 +51,18 @@ class TokenDataset(torch.utils.data.Dataset):
   def __getitem__(self, i):
     codes = self._clip(self._places[i])['codes'][:, :len(self.vocabulary.sizes) // 2]
     if self.frames is not None and len(codes) > self.frames:
-      start = int(torch.randint(len(codes) - self.frames + 1, ()))  # each worker has a seed of its own
+      start = int(torch.randint(len(codes) - self.frames + 1, (), generator=self._generator()))
       codes = codes[start:start + self.frames]
     return torch.from_numpy(lm.delay(self.vocabulary.to_ids(lm.split(codes))).astype(np.int64))
 
   def __getstate__(self):
-    return self.__dict__ | {'_readers': {}}  # each process opens its own
+    return self.__dict__ | {'_readers': {}, '_random': None}  # each process opens its own
+
+  def _generator(self):
+    if self._random is None:
+      worker = torch.utils.data.get_worker_info()
+      self._random = torch.Generator().manual_seed(worker.seed if worker else self.seed)
+    return self._random
 
   def _reader(self, path):
     from array_record.python.array_record_module import ArrayRecordReader
@@ -82,7 +90,7 @@ def loader(folder, vocabulary, batch_size, frames=None, split=None, workers=0, s
     workers: processes that read; they are spawned, so call this below `if __name__ == '__main__':`.
     seed: of order and windows.
   """
-  dataset = TokenDataset(folder, vocabulary, frames, split)
+  dataset = TokenDataset(folder, vocabulary, frames, split, seed)
   length = frames and frames + len(vocabulary.sizes) - 1
   return torch.utils.data.DataLoader(
       dataset, batch_size, shuffle=True, num_workers=workers,
@@ -103,14 +111,22 @@ def make_decoder(path):
 
   Args:
     path: decoder.onnx of an export.
+
+  Raises:
+    UserError: no such file, or not such a decoder.
   """
   onnxruntime = require_extra('onnxruntime', extras='requirements-export.txt')
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3  # no warnings of initializers that no node reads
-  session = onnxruntime.InferenceSession(str(path), options)
-  stages = session.get_inputs()[0].shape[1]
+  try:
+    session = onnxruntime.InferenceSession(str(path), options)
+    stages = session.get_inputs()[0].shape[1]
+  except Exception as e:  # onnxruntime's have no common class
+    raise UserError(f'{path}: not a decoder.onnx of python -m affectcodec_jax export ({brief(e)})') from e
 
   def decode(codes):
+    if codes.shape[1] > stages:
+      raise UserError(f'codes of {codes.shape[1]} stages; this decoder has {stages}')
     whole = np.full((len(codes), stages), -1, np.int32)
     whole[:, :codes.shape[1]] = codes
     audio, = session.run(None, {'codes': whole})  # [frames, 320]

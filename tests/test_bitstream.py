@@ -168,6 +168,9 @@ def test_huge_header_allocates_nothing():
     ({'num_samples': 1601}, 'frames'),
     ({'gain_db': float('nan')}, 'gain'),
     ({'fingerprint': b'short'}, '8 bytes'),
+    ({'fingerprint': '8 letter'}, '8 bytes'),
+    ({'fingerprint': None}, '8 bytes'),
+    ({'num_samples': 1600.0}, 'no number|cannot be interpreted'),
     ({'bits_per_code': 17}, '17 bits'),
     ({'sample_rate': 0}, 'sample rate'),
     ({'hop_length': 2 ** 16}, 'hop'),
@@ -177,6 +180,13 @@ def test_pack_refuses(change, message):
             'fingerprint': bytes(8), **change}
   with pytest.raises(UserError, match=message):
     afc.pack(Tokens(**fields))
+
+
+def test_numbers_may_be_those_of_arrays():
+  fields = {'codes': np.zeros((5, 2), np.int16), 'gain_db': 0.0, 'fingerprint': bytes(8)}
+  wanted = afc.pack(Tokens(num_samples=1600, **fields))
+  for kind in (np.uint16, np.int32, np.uint64):
+    assert afc.pack(Tokens(num_samples=kind(1600), **fields)) == wanted
 
 
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

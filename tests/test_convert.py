@@ -98,7 +98,8 @@ def test_what_is_done_is_kept_and_only_that(run, quick, speech, tmp_path, capsys
   later = (tokens / 'deep' / 'c.afc').stat().st_mtime_ns + 1
   os.utime(speech / 'deep' / 'c.wav', ns=(later, later))
   soundfile.write(out / 'deep' / 'er' / 'b.wav', np.zeros(10), 16000)
-  assert convert('encode', speech, tokens, run, '--kbps', '1.5') == convert('decode', tokens, out, run) == 0
+  assert convert('encode', speech, tokens, run, '--kbps', '1.5') == 0
+  assert convert('decode', tokens, out, run, '--overwrite') == 0
   said = capsys.readouterr().out
   assert '2 encoded, 1 kept' in said and '3 decoded, 0 kept' in said
   assert files(tmp_path) == contents
@@ -107,6 +108,17 @@ def test_what_is_done_is_kept_and_only_that(run, quick, speech, tmp_path, capsys
     assert '3 encoded' in capsys.readouterr().out
     assert convert('encode', speech, tokens, run, *options) == 0
     assert '3 kept' in capsys.readouterr().out
+
+
+def test_recordings_are_not_replaced_by_what_is_decoded(run, quick, speech, tmp_path, capsys):
+  (speech / 'deep' / 'bad.wav').unlink()
+  tokens, before = tmp_path / 'tokens', files(speech)
+  assert convert('encode', speech, tokens, run) == 0
+  assert convert('decode', tokens, speech, run) == 2
+  said = capsys.readouterr()
+  assert said.err.count('is there already, and not made of') == said.err.count('\n') == 2
+  assert '1 decoded' in said.out  # b.wav, beside the recording b.flac
+  assert {name: data for name, data in files(speech).items() if name in before} == before
 
 
 def test_mistakes_get_one_line_and_touch_nothing(run, speech, tmp_path, capsys):

@@ -83,6 +83,18 @@ def test_a_program_that_differs_is_not_written(ours, tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
+def test_programs_of_an_earlier_export_do_not_stay(ours, tmp_path, monkeypatch):
+  writer = (lambda *program: b'program', lambda data: None)
+  monkeypatch.setattr(export, 'WRITERS', {'stablehlo': writer, 'onnx': writer})
+  monkeypatch.setattr(export, 'require_extra', lambda *a, **k: None)
+  monkeypatch.setattr(export, 'compare', lambda *a: (0.0, 0.0))
+  (tmp_path / 'notes.txt').touch()
+  export.save(ours, tmp_path, np.zeros(0, np.float32), ('stablehlo', 'onnx'))
+  export.save(ours, tmp_path, np.zeros(0, np.float32), ('onnx',))
+  assert {path.name for path in tmp_path.iterdir()} == {'encoder.onnx', 'decoder.onnx', 'export.json',
+                                                        'notes.txt'}
+
+
 def test_the_command_writes_programs_of_any_length_and_their_card(ours, tmp_path, monkeypatch, capsys):
   """StableHLO of the lite networks; `save` itself compares, and refuses what differs (see above)."""
   monkeypatch.setattr(api, 'load', lambda path: ours)

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import os
+import pathlib
 import re
 import webbrowser
 
@@ -115,6 +117,17 @@ def test_the_browser_opens_where_there_is_a_screen(made, tmp_path, monkeypatch):
   monkeypatch.setenv('DISPLAY', ':0')
   commands._open_page(tmp_path / 'a b.html')
   assert opened == [(tmp_path / 'a b.html').as_uri()]
+
+
+def test_a_name_that_is_not_utf8(made, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  soundfile.write('a.wav', np.zeros(8000), 16000)
+  name = b'caf\xe9.wav'
+  os.rename('a.wav', name)
+  monkeypatch.setattr('affectcodec_jax.cli.codec.load', lambda checkpoint: made[0])
+  monkeypatch.setattr(listen, 'make_page', lambda codec, audio, name, seconds: f'<h1>{name}</h1>')
+  assert cli.main(['listen', os.fsdecode(name), '-o', 'page.html', '--no-open']) == 0
+  assert pathlib.Path('page.html').read_text('utf-8') == '<h1>caf?.wav</h1>'
 
 
 def test_mistakes_get_one_line(tmp_path, capsys, monkeypatch):

@@ -178,6 +178,8 @@ def test_mistakes_are_reported():
                         (lambda: codec.stream_encoder(chunk_frames=0), 'has 1 to 1000'),
                         (lambda: codec.stream_encoder(chunk_frames=10 ** 12), 'has 1 to 1000'),
                         (lambda: codec.stream_encoder(lookahead=2.5), 'has 1 to 1000'),
+                        (lambda: codec.stream_encoder(lookahead=0.0), 'has 1 to 1000'),
+                        (lambda: codec.stream_encoder(lookahead=''), 'has 1 to 1000'),
                         (lambda: codec.stream_decoder(lookahead=-1), 'not negative'),
                         (lambda: codec.stream_decoder(gain_db=float('nan')), 'within 100 dB'),
                         (lambda: codec.stream_encoder(utterance=np.zeros(3)),

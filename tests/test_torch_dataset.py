@@ -90,6 +90,34 @@ def test_shards_are_read_and_decoded_without_jax(without_jax, tmp_path):
   np.testing.assert_allclose(result['audio'], audio, atol=export.AUDIO_TOLERANCE)
 
 
+def test_a_seed_gives_the_same_batches(tmp_path):
+  torch = pytest.importorskip('torch')
+  from affectcodec_jax.tokens import lm
+  from examples import torch_dataset
+  write_shards(tmp_path, ['arrayrecord'])
+
+  def batches(seed):
+    torch.manual_seed(0 if seed else 1)  # what else the program draws does not matter
+    loader = torch_dataset.loader(tmp_path, lm.codes_vocabulary(2), 4, frames=20, seed=seed)
+    return [ids.tolist() for _ in range(2) for ids, _ in loader]
+
+  one = batches(7)
+  torch.rand(3)
+  assert batches(7) == one != batches(8)
+  assert one[:len(one) // 2] != one[len(one) // 2:]
+
+
+def test_a_file_that_is_no_decoder_gets_one_line(tmp_path):
+  pytest.importorskip('torch')
+  pytest.importorskip('onnxruntime')
+  from affectcodec_jax.common.errors import UserError
+  from examples import torch_dataset
+  (tmp_path / 'bad.onnx').write_text('no')
+  for name in ('bad.onnx', 'none.onnx'):
+    with pytest.raises(UserError, match=f'{name}: not a decoder.onnx'):
+      torch_dataset.make_decoder(tmp_path / name)
+
+
 def test_a_missing_split_gets_one_line(tmp_path):
   pytest.importorskip('torch')
   from affectcodec_jax.common.errors import UserError

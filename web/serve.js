@@ -26,13 +26,23 @@ export async function serve(port = 0) {
       response.writeHead(404).end();
     }
   });
-  await new Promise((resolve) => { server.listen(port, '127.0.0.1', resolve); });
+  await new Promise((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(port, '127.0.0.1', resolve);
+  });
   return { url: `http://127.0.0.1:${server.address().port}/`, close: () => server.close() };
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   await access(path.join(ROOT, 'index.html')).catch(() => {
     console.error('there is no dist/ to serve yet; make it by `npm run build`');
+    process.exit(2);
   });
-  console.log((await serve(Number(process.argv[2] ?? 8000))).url);
+  const port = process.argv[2] ?? 8000;
+  try {
+    console.log((await serve(Number(port))).url);
+  } catch (error) {
+    console.error(`port ${port}: cannot be served on (${error.code ?? error.message}); give another one`);
+    process.exit(2);
+  }
 }

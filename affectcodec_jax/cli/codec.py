@@ -24,6 +24,7 @@ def _decode_options(p):
   p.add_argument('output', help='.wav, .flac, .ogg, .opus or .mp3, folder, or - for WAV to standard output')
   add_checkpoint(p, 'the one that encoded it (default: the packaged codec)')
   p.add_argument('--kbps', type=float, help='decode at a lower rate than the file has')
+  p.add_argument('--overwrite', action='store_true', help='of a folder: replace sound that is there')
   _add_workers(p)
 
 
@@ -122,7 +123,7 @@ def _listen(args):
   samples = audio.read_audio(args.input)
   shown = samples[:round(args.seconds * audio.SAMPLE_RATE)]
   page = make_page(load(args.checkpoint), shown, name, len(samples) / audio.SAMPLE_RATE)
-  write_whole(args.output, page.encode())
+  write_whole(args.output, page.encode('utf-8', 'replace'))  # a file's name need not be UTF-8
   _report(args, f'{len(shown) / audio.SAMPLE_RATE:.2f} s')
   if args.output != '-' and not args.no_open:
     _open_page(pathlib.Path(args.output).resolve())

@@ -1,7 +1,8 @@
 """Files and folders through a codec: what encode and decode do with each file, in several processes.
 
 A folder's files keep their places: `a/b.wav` becomes `a/b.afc` below the other folder. An output that is
-whole and newer than its input is kept, so the same command goes on where it was stopped.
+whole and newer than its input is kept, so the same command goes on where it was stopped. Sound that is
+there already is not replaced unasked: it may be the recordings themselves.
 """
 
 import logging
@@ -135,6 +136,8 @@ def _one(task):
     if target.is_file() and target.stat().st_mtime_ns > source.stat().st_mtime_ns and is_done(
         codec, args, source, target):
       return 'kept', ''
+    if target.exists() and not getattr(args, 'overwrite', True):
+      raise UserError(f'{target}: is there already, and not made of {source}; --overwrite replaces it')
     target.parent.mkdir(parents=True, exist_ok=True)
     convert(lambda: codec, args, source, target)
     return 'made', ''

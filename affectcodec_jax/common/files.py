@@ -1,10 +1,12 @@
 """Folders for results, and files that appear whole or not at all."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import re
+import secrets
 import stat
 import sys
 import tempfile
@@ -36,6 +38,28 @@ def make_folder(path: AnyPath) -> pathlib.Path:
   except OSError as e:
     raise UserError(f'{path}: cannot be written to ({e.strerror})') from e
   return path
+
+
+@contextlib.contextmanager
+def held_alone(folder: AnyPath):
+  """Keeps other processes that ask for it out of a folder, until the block or this process ends.
+
+  Raises:
+    UserError: another one is at work there.
+  """
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as e:
+    os.close(descriptor)
+    raise UserError(f'{folder}: another process is writing to it; wait for that, or choose another '
+                    'folder') from e
+  except OSError:
+    pass  # a file system without locks
+  try:
+    yield
+  finally:
+    os.close(descriptor)
 
 
 def check_file(path: AnyPath) -> pathlib.Path:
@@ -81,7 +105,7 @@ def whole(path: AnyPath):
   """
   target = check_file(path)
   # Short, so that any name that can be written has one; its letters may take four bytes each.
-  temporary = target.with_name(f'.{target.name[:40]}.{os.getpid()}.tmp')
+  temporary = target.with_name(f'.{target.name[:40]}.{secrets.token_hex(4)}.tmp')  # of hosts, too
   try:
     before = target.stat() if target.exists() else None
     with contextlib.suppress(FileNotFoundError):

@@ -16,7 +16,7 @@ from affectcodec_jax.audio import SAMPLE_RATE, read_sound
 from affectcodec_jax.common import progress, records, workers
 from affectcodec_jax.common.audio_reader import duration, read_blocks, whole_numbers
 from affectcodec_jax.common.errors import UserError, brief, describe
-from affectcodec_jax.common.files import differences, make_folder, write_json, write_whole
+from affectcodec_jax.common.files import differences, held_alone, make_folder, write_json, write_whole
 from affectcodec_jax.common.open_sound import open_sound
 from affectcodec_jax.common.retry import is_transient, with_retries
 from affectcodec_jax.data import arrayrecord
@@ -51,13 +51,18 @@ def pack(data, out, split=None, shard_files=1000, processes=None):
       raise UserError(f'{name} must be at least 1')
   rows = list_split(data, split)
   parts = [rows[i:i + shard_files] for i in range(0, len(rows), shard_files)]
-  folder = make_folder(out)
-  _check_settings(folder, {'version': _VERSION, 'files': len(rows), 'list_sha256': list_digest(rows),
-                           'shard_files': shard_files, 'shards': len(parts)})
+  with held_alone(folder := make_folder(out)):
+    _check_settings(folder, {'version': _VERSION, 'files': len(rows), 'list_sha256': list_digest(rows),
+                             'shard_files': shard_files, 'shards': len(parts)})
+    return _pack_parts(parts, folder, processes)
+
+
+def _pack_parts(parts, folder, processes):
+  """Makes the shards of `parts`, lists of rows, that are missing; see `pack`."""
   found = {i: _finished(arrayrecord.shard_path(folder, i, len(parts))) for i in range(len(parts))}
   todo = [i for i, held in found.items() if held is None]
   if 0 < len(todo) < len(parts):
-    print(f'{out}: {len(parts) - len(todo)} of {len(parts)} shards are finished, going on')
+    print(f'{folder}: {len(parts) - len(todo)} of {len(parts)} shards are finished, going on')
   if todo:
     bar = progress.bar(total=sum(len(parts[i]) for i in todo), unit='clip')
     work = functools.partial(_pack_shard, folder, len(parts))
@@ -69,8 +74,8 @@ def pack(data, out, split=None, shard_files=1000, processes=None):
           found[i] = held
           bar.update(len(part))
     except workers.Died as e:
-      raise UserError(f'{out}: a process died, perhaps for lack of memory; the same command goes on, with '
-                      'fewer --processes perhaps') from e
+      raise UserError(f'{folder}: a process died, perhaps for lack of memory; the same command goes on, '
+                      'with fewer --processes perhaps') from e
   bad = [line for i in range(len(parts)) for line in found[i]['skipped']]
   if bad:
     write_whole(folder / _SKIPPED, ''.join(json.dumps(line) + '\n' for line in bad).encode())
@@ -78,9 +83,9 @@ def pack(data, out, split=None, shard_files=1000, processes=None):
     (folder / _SKIPPED).unlink(missing_ok=True)
   total = {k: sum(held[k] for held in found.values()) for k in ('clips', 'seconds', 'bytes')}
   if not total['clips']:
-    raise UserError(f'{out}: none of the {len(rows)} recordings could be read, see {_SKIPPED} there')
-  print(f'{out}: {total["clips"]} clips, {total["seconds"] / 3600:.2f} h, {total["bytes"] / 1e6:.1f} MB in '
-        f'{len(parts)} shards; {len(bad)} left out' + (f', see {_SKIPPED}' if bad else ''))
+    raise UserError(f'{folder}: none of the {len(bad)} recordings could be read, see {_SKIPPED} there')
+  print(f'{folder}: {total["clips"]} clips, {total["seconds"] / 3600:.2f} h, {total["bytes"] / 1e6:.1f} MB '
+        f'in {len(parts)} shards; {len(bad)} left out' + (f', see {_SKIPPED}' if bad else ''))
   return total | {'skipped': len(bad)}
 
 
@@ -162,14 +167,14 @@ def to_flac(path):
       return flac, seconds, 1.0
     blocks = list(read_blocks(file, path))
     rates = {rate for _, rate in blocks}
-    audio = np.concatenate([block for block, _ in blocks]) if blocks else np.zeros(0, np.float32)
-    if not audio.size:
+    sound = [block for block, _ in blocks]
+    if not any(block.size for block in sound):
       raise UserError(f'{path}: has no samples')
-    if not np.isfinite(audio).all():
+    if not all(np.isfinite(block).all() for block in sound):
       raise UserError(f'{path}: has samples that are not finite')
-    flac, scale = _rounded(audio, rates.pop()) if len(rates) == 1 else (None, 1.0)
+    flac, scale = _rounded(sound, rates.pop()) if len(rates) == 1 else (None, 1.0)
     if flac is None:  # joined of several rates, or of one that FLAC has not
-      flac, scale = _rounded(read_sound(file, path), SAMPLE_RATE)
+      flac, scale = _rounded([read_sound(file, path)], SAMPLE_RATE)
     return flac, seconds, scale
 
 
@@ -189,15 +194,16 @@ def _as_numbers(sound):
   return memory.getvalue() if count == promised > 0 else None
 
 
-def _rounded(audio, rate):
-  """(FLAC of float `[samples]` at 24 bits, or None where there is none of such a rate; factor)."""
-  peak = float(np.abs(audio).max())
+def _rounded(blocks, rate):
+  """(FLAC of float blocks `[samples]` at 24 bits, or None where there is none of such a rate; factor)."""
+  peak = max(float(np.abs(block).max(initial=0.0)) for block in blocks)
   scale = 2.0 ** math.ceil(math.log2(peak)) if peak > 1 - 2 ** -23 else 1.0
-  numbers = np.round(audio.astype(np.float64) / scale * 2 ** 23).clip(-2 ** 23, 2 ** 23 - 1)
   memory = io.BytesIO()
   try:
     with soundfile.SoundFile(memory, 'w', rate, 1, 'PCM_24', format='FLAC') as out:
-      out.write(numbers.astype(np.int32) << 8)  # libsndfile takes the upper 24 bits
+      for block in blocks:  # each by itself: of an hour the float64 would take gigabytes
+        numbers = np.round(block.astype(np.float64) / scale * 2 ** 23).clip(-2 ** 23, 2 ** 23 - 1)
+        out.write(numbers.astype(np.int32) << 8)  # libsndfile takes the upper 24 bits
   except (soundfile.SoundFileError, ValueError, TypeError):
     return None, 1.0
   return memory.getvalue(), scale

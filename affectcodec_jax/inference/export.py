@@ -240,6 +240,9 @@ def save(codec, out, speech, formats=('stablehlo',)):
     card['files'][form] = {name: f'{name}.{form}' for name in data} | {
         'codes_that_differ': codes_off, 'audio_difference': audio_off}
     written |= {f'{name}.{form}': content for name, content in data.items()}
+  (out / 'export.json').unlink(missing_ok=True)  # no card says that programs of two codecs belong together
+  for left in {f'{name}.{form}' for name in ('encoder', 'decoder') for form in WRITERS} - set(written):
+    (out / left).unlink(missing_ok=True)  # perhaps of another codec
   for name, content in written.items():
     write_whole(out / name, content)
   write_json(out / 'export.json', card)

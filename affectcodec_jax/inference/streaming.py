@@ -253,11 +253,12 @@ def _ready(start, size, lookahead, frames, last):
 
 def _checked(chunk, lookahead, context, gain_db):
   """(frames of a chunk, frames of lookahead that matter)."""
-  whole = all(isinstance(n, (int, np.integer)) for n in (chunk, lookahead or 0))
+  whole = all(isinstance(n, (int, np.integer)) for n in (chunk, 0 if lookahead is None else lookahead))
   if not whole or not 1 <= chunk <= LONGEST or (lookahead is not None and lookahead < 0):
     raise UserError(f'chunk of {chunk} and lookahead of {lookahead} frames: a chunk has 1 to {LONGEST}, '
                     'and the lookahead is not negative')
   gain_db = check_number(gain_db, 'gain_db')
   if gain_db is None or not abs(gain_db) <= 100:
     raise UserError(f'gain of {gain_db} dB; give one within 100 dB')
-  return chunk, context if lookahead is None else min(lookahead, context)
+  # Plain numbers: positions in a stream outgrow NumPy's short ones.
+  return int(chunk), context if lookahead is None else min(int(lookahead), context)

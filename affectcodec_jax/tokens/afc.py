@@ -5,6 +5,7 @@ docs/afc-format.md describes every byte. Needs only NumPy, neither JAX nor a mod
 
 from dataclasses import dataclass, replace
 import math
+import operator
 import struct
 import zlib
 
@@ -94,8 +95,8 @@ def pack(tokens: Tokens) -> bytes:
   frames, stages = codes.shape
   if problem := find_problem(tokens):
     raise UserError(f'cannot pack tokens: {problem}')
-  if len(tokens.fingerprint) != 8:
-    raise UserError(f'the model fingerprint must be 8 bytes, got {len(tokens.fingerprint)}')
+  if not isinstance(tokens.fingerprint, bytes) or len(tokens.fingerprint) != 8:
+    raise UserError(f'the model fingerprint must be 8 bytes, got {tokens.fingerprint!r}')
   if codes.min() < 0 or codes.max() >= 2 ** tokens.bits_per_code:
     raise UserError(f'codes must lie in 0..{2 ** tokens.bits_per_code - 1} for '
                     f'{tokens.bits_per_code} bits, got {codes.min()}..{codes.max()}')
@@ -195,9 +196,10 @@ def find_problem(tokens: Tokens) -> str | None:
   shape = np.shape(tokens.codes)
   if len(shape) != 2:
     return f'codes of shape {list(shape)}, not [frames, stages]'
-  try:
-    return _problem(shape[1], tokens.bits_per_code, tokens.hop_length, tokens.sample_rate, shape[0],
-                    tokens.num_samples, tokens.gain_db)
+  try:  # plain numbers: those of NumPy may be unsigned, or too short for what is reckoned with them
+    bits, hop, rate, samples = (operator.index(n) for n in (
+        tokens.bits_per_code, tokens.hop_length, tokens.sample_rate, tokens.num_samples))
+    return _problem(shape[1], bits, hop, rate, shape[0], samples, tokens.gain_db)
   except TypeError as e:
     return f'a field is no number ({e})'
 

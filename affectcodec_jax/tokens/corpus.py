@@ -17,6 +17,7 @@ from affectcodec_jax.common.errors import UserError, brief, describe
 from affectcodec_jax.common.files import (
   AnyPath,
   differences,
+  held_alone,
   make_folder,
   parse_json,
   write_json,
@@ -76,15 +77,24 @@ def tokenize(load: Load, data: AnyPath, out: AnyPath, checkpoint: AnyPath = 'pre
       backend, codec = one.submit(_describe, load, checkpoint, kbps).result()
   except workers.Died as e:
     raise UserError('the process that loaded the codec died, perhaps for lack of memory') from e
+  if backend != 'cpu' and (processes or 1) > 1:
+    raise UserError(f'--processes {processes}: a {backend} is used by one process; leave it out')
   settings = {'version': _VERSION, **codec, 'formats': list(formats), 'files': len(rows),
               'list_sha256': list_digest(rows), 'shard_files': shard_files, 'shards': len(shards)}
+  encode = functools.partial(_encode, load, checkpoint, codec['kbps'], batch)
+  with held_alone(folder):
+    return _tokenize_shards(encode, shards, folder, settings, batch,
+                            processes or (workers.cores() if backend == 'cpu' else 1))
+
+
+def _tokenize_shards(encode: Encode, shards: list[list[Row]], folder: pathlib.Path,
+                     settings: dict[str, Any], batch: int, processes: int) -> dict[str, float]:
+  """Makes those of `shards`, lists of recordings, that are missing; see `tokenize`."""
   index, skipped = _resume(folder, settings)
   todo = [i for i in range(len(shards)) if str(i) not in index['shards']]
   if 0 < len(todo) < len(shards):
-    print(f'{out}: {len(shards) - len(todo)} of {len(shards)} shards are finished, going on')
-  processes = processes or (workers.cores() if backend == 'cpu' else 1)
+    print(f'{folder}: {len(shards) - len(todo)} of {len(shards)} shards are finished, going on')
   chunks = [(i, shards[i][k:k + batch]) for i in todo for k in range(0, len(shards[i]), batch)]
-  encode = functools.partial(_encode, load, checkpoint, codec['kbps'], batch)
   clips, bad, start = [], [], time.time()
   done = {'clips': 0, 'seconds': 0.0}  # in this run
   bar = progress.bar(total=sum(len(shards[i]) for i in todo), unit='clip')
@@ -109,9 +119,9 @@ def tokenize(load: Load, data: AnyPath, out: AnyPath, checkpoint: AnyPath = 'pre
   bar.close()
   total = {k: sum(s[k] for s in index['shards'].values()) for k in ('clips', 'seconds', 'skipped')}
   if not total['clips']:
-    raise UserError(f'{out}: none of the {len(rows)} recordings could be encoded, see '
+    raise UserError(f'{folder}: none of the {settings["files"]} recordings could be encoded, see '
                     f'{token_shards.SKIPPED} there')
-  print(f'{out}: {total["clips"]} clips, {total["seconds"] / 3600:.2f} h in {len(shards)} shards; '
+  print(f'{folder}: {total["clips"]} clips, {total["seconds"] / 3600:.2f} h in {len(shards)} shards; '
         f'{total["skipped"]} skipped' + (f', see {token_shards.SKIPPED}' if total['skipped'] else '')
         + (f'; this run {_speed(done, time.time() - start)}' if todo else ''))
   return total
@@ -228,6 +238,9 @@ def _encode(load: Load, checkpoint: AnyPath, kbps: float | None, batch: int,
     for i, tokens in zip(audio, encoded):
       results[i] = (tokens, '')
   except Exception as e:
+    if 'RESOURCE_EXHAUSTED' in str(e):  # pieces are of one length, so it is not the recording's fault
+      raise UserError('the device has not enough memory free; the same command goes on from here, with a '
+                      'smaller --batch perhaps') from e
     if len(paths) > 1:  # one of them: each by itself
       return [_encode(load, checkpoint, kbps, batch, [path])[0] for path in paths]
     results[0] = (None, describe(e, paths[0]))

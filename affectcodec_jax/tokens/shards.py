@@ -159,6 +159,16 @@ def _write_parquet(path: pathlib.Path, clips: Sequence[Clip]) -> None:
       ('seconds', pa.float64()), ('gain_db', pa.float32()), ('model', pa.string()),
       ('bits_per_code', pa.uint8()), *((k, pa.string()) for k in LABELS), ('other', pa.string())])
   # Names of files need not be UTF-8, but Parquet's text is.
-  rows = [{k: v.encode('utf-8', 'replace').decode() if isinstance(v, str) else v for k, v in clip.items()}
-          | {'codes': clip['codes'].tolist()} for clip in clips]
-  parquet.write_table(pa.Table.from_pylist(rows, schema), path, compression='zstd')
+  columns = {k: [clip[k].encode('utf-8', 'replace').decode() if isinstance(clip[k], str) else clip[k]
+                 for clip in clips] for k in schema.names if k != 'codes'}
+  columns['codes'] = _codes_column(pa, [clip['codes'] for clip in clips])
+  parquet.write_table(pa.Table.from_pydict(columns, schema), path, compression='zstd')
+
+
+def _codes_column(pa: ModuleType, codes: Sequence[np.ndarray]) -> Any:
+  """Lists of lists of `[frames_i, stages_i]` codes; as Python's numbers they would take 100 bytes each."""
+  frames = [len(c) for c in codes]
+  stages = np.repeat([c.shape[1] for c in codes], frames)  # [all frames]
+  values = np.concatenate([np.zeros(0, np.uint16), *(c.ravel().astype(np.uint16) for c in codes)])
+  offsets = [np.cumsum([0, *counts], dtype=np.int32) for counts in (frames, stages)]
+  return pa.ListArray.from_arrays(offsets[0], pa.ListArray.from_arrays(offsets[1], values))

@@ -54,9 +54,10 @@ function readWav(bytes) {
       };
     } else if (name(at) === 'data' && format) {
       const read = sampleReader(view, format);
-      if (!read) return null;
+      if (!read || !format.count) return null;
       const step = format.bits / 8;
-      const length = Math.floor(Math.min(size, bytes.length - at - 8) / (step * format.count));
+      // A recorder that was killed leaves a size of 0: all there is, as the package reads it.
+      const length = Math.floor(Math.min(size || Infinity, bytes.length - at - 8) / (step * format.count));
       return {
         rate: format.rate,
         channels: Array.from({ length: format.count }, (_, c) => Float32Array.from(

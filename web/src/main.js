@@ -38,6 +38,9 @@ function run(work) {
 async function open(bytes, name) {
   if (isTokenFile(bytes)) {
     const tokens = unpack(bytes);
+    if (tokens.samples > MAX_SECONDS * SAMPLE_RATE) {
+      throw new UserError(`These tokens are of more than ${MAX_SECONDS} s; use python -m affectcodec_jax decode.`);
+    }
     say('Decoding …');
     await show({ name, audio: null, tokens }, Math.min(tokens.stages, card.stages));
     return;
@@ -122,17 +125,21 @@ function link(id, bytes, name, type) {
 
 const openFile = (file) => run(async () => open(new Uint8Array(await file.arrayBuffer()), file.name));
 
-async function toggleRecording() {
+/** Starts, or stops at once: what is being computed may take longer than a recording may be. */
+function toggleRecording() {
   if (!stopRecording) {
-    stopRecording = await startRecording();
-    setRecording(true);
-    say('Recording … press Stop when you are done.');
+    run(async () => {
+      if (stopRecording) return; // clicked twice
+      stopRecording = await startRecording();
+      setRecording(true);
+      say('Recording … press Stop when you are done.');
+    });
     return;
   }
-  const stop = stopRecording;
+  const recording = stopRecording();
   stopRecording = null;
   setRecording(false);
-  await open(await stop(), 'recording.wav');
+  run(async () => open(await recording, 'recording.wav'));
 }
 
 function setRecording(on) {
@@ -143,7 +150,7 @@ function setRecording(on) {
   if (on) setRecording.limit = setTimeout(() => $('record').click(), (MAX_SECONDS - 1) * 1000);
 }
 
-$('record').onclick = () => run(toggleRecording);
+$('record').onclick = toggleRecording;
 $('choose').onclick = () => $('file').click();
 $('file').onchange = ({ target }) => {
   const [file] = target.files;

@@ -18,15 +18,22 @@ export async function startRecording() {
       ? 'The browser does not allow the microphone; allow it for this page, or choose a file.'
       : 'There is no microphone to record from; choose a file.');
   }
-  const recorder = new MediaRecorder(stream, { audioBitsPerSecond: 256000 });
+  const release = () => stream.getTracks().forEach((track) => track.stop());
   const parts = [];
-  recorder.ondataavailable = ({ data }) => parts.push(data);
+  let recorder;
+  try {
+    recorder = new MediaRecorder(stream, { audioBitsPerSecond: 256000 });
+    recorder.ondataavailable = ({ data }) => parts.push(data);
+    recorder.start();
+  } catch {
+    release();
+    throw new UserError('The browser cannot record from this microphone; choose a file.');
+  }
   const stopped = new Promise((resolve) => { recorder.onstop = resolve; });
-  recorder.start();
   return async () => {
     recorder.stop();
     await stopped;
-    stream.getTracks().forEach((track) => track.stop());
+    release();
     return new Uint8Array(await new Blob(parts).arrayBuffer());
   };
 }
