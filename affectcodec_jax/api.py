@@ -19,7 +19,7 @@ from affectcodec_jax.common.arrays import as_array, check_number
 from affectcodec_jax.common.constants import FRAME_RATE, HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath
-from affectcodec_jax.common.places import cache_folder, no_device
+from affectcodec_jax.common.places import no_device, use_compilation_cache
 from affectcodec_jax.config import load_config
 from affectcodec_jax.inference import hub, release, weights
 from affectcodec_jax.inference.pieces import Inference
@@ -33,14 +33,6 @@ EARLIER = {'77190692d28a413d': '0.1.0', '1b2b152eacb59321': '0.2.0', 'ea783662f3
 
 Params = dict[str, Any]  # nested: arrays by the names of modules and parameters
 Progress = Callable[[list], Iterable]  # goes through a list of batches, such as `tqdm.tqdm`
-
-
-def use_compilation_cache() -> None:
-  """Keeps compiled programs in the user's cache folder, so that a second start is quick."""
-  option = 'jax_compilation_cache_dir'
-  folder = cache_folder('jax')
-  if folder and getattr(jax.config, option) is None:
-    jax.config.update(option, folder)
 
 
 def load(path: AnyPath = 'pretrained') -> 'Pretrained':

@@ -21,7 +21,6 @@ from affectcodec_jax.common.open_sound import open_sound
 # Active level the codec works at. Speech has a crest factor of 15–20 dB, so its peaks stay below 1.
 TARGET_DB = -24.0
 _GATE_DB = 30.0  # frames this far below the loudest one count as pauses
-_GATE_FRAME = 320  # samples
 _OVERLOAD = 2.0  # beyond twice full scale sound is lowered; less than that is clipped
 _BLOCK = 1 << 16  # samples that are written at once
 _FORMATS = {'.wav': ('WAV',), '.flac': ('FLAC',), '.ogg': ('OGG',), '.opus': ('OGG', 'OPUS'),
@@ -174,11 +173,11 @@ def check_writable_kind(path):
 
 def active_level(audio):
   """RMS in dBFS of the parts of `[samples]` that are speech, not pause; -inf for digital silence."""
-  whole = len(audio) // _GATE_FRAME * _GATE_FRAME
-  frames = audio[:whole].reshape(-1, _GATE_FRAME)  # [frames, 320]
-  energy = np.einsum('ts,ts->t', frames, frames, dtype=np.float64) / _GATE_FRAME
+  whole = len(audio) // HOP_LENGTH * HOP_LENGTH
+  frames = audio[:whole].reshape(-1, HOP_LENGTH)  # [frames, 320]
+  energy = np.einsum('ts,ts->t', frames, frames, dtype=np.float64) / HOP_LENGTH
   if whole < len(audio):
-    last = np.sum(np.square(audio[whole:], dtype=np.float64)) / _GATE_FRAME
+    last = np.sum(np.square(audio[whole:], dtype=np.float64)) / HOP_LENGTH
     energy = np.append(energy, last)
   gate = energy.max() * 10 ** (-_GATE_DB / 10)
   active = energy[energy >= max(gate, 1e-12)]

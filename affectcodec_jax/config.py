@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import json
+import logging
 import math
 import os
 import pathlib
@@ -11,30 +12,19 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from affectcodec_jax.common import schemas
 from affectcodec_jax.common.constants import HOP_LENGTH, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath, write_json
 from affectcodec_jax.emotion import teachers
 from affectcodec_jax.models.codec import bits_per_stage
 
-# What training needs of a configuration; all of it is in configs/base.py. What using a codec needs is in
-# common/schemas.py.
-FIELDS = {
-    'model': ('backbone', 'lite', 'encoder_dim', 'decoder_dim', 'acoustic_width', 'emotion_dim',
-              'acoustic_dim', 'num_stages', 'emotion_levels', 'acoustic_levels', 'quantizer',
-              'conditioning', 'adapter_dim', 'adapter_layers', 'adapter_kernel', 'compute_dtype'),
-    'teacher': ('kind', 'dim', 'layer', 'path', 'student'),
-    'discriminator': ('n_ffts', 'filters'),
-    'loss': ('mel', 'mel_floor', 'waveform', 'adversarial', 'feature_matching', 'commitment', 'emotion',
-             'posterior', 'cycle', 'multi_rate', 'pitch', 'voicing'),
-    'data': ('source', 'path', 'tfds_name', 'tfds_dir', 'train_split', 'eval_split', 'num_clips',
-             'min_seconds', 'crop_seconds', 'gain_db', 'speed', 'equalise_db', 'num_workers'),
-    'train': ('steps', 'batch_size', 'accumulate', 'remat', 'parallel', 'fsdp', 'lr', 'disc_lr', 'beta1',
-              'beta2', 'weight_decay', 'clip_norm', 'warmup_steps', 'final_lr_fraction', 'ema_decay',
-              'adversarial_start', 'stage_dropout', 'rate_probs', 'stage_start', 'stage_fade',
-              'unquantized_steps', 'rounding_steps', 'true_pitch_steps', 'decoder_only', 'checkpoint_every',
-              'keep_checkpoints', 'log_every', 'sample_every', 'num_samples', 'valid_clips', 'distributed'),
-}
+MIN_CROP = 2048  # samples: the longest window of the mel loss
+# Of one kind of backbone, quantiser or network: others need not have them.
+_OPTIONAL = ('strides', 'rvq_codebook_dim', 'depth', 'dropout', 'label_smoothing')
+# What training needs of each section of a configuration; what using a codec needs has no default there.
+FIELDS = {section: tuple(name for name in schema.model_fields if name not in _OPTIONAL)
+          for section, schema in schemas.SECTIONS.items()}
 
 
 def parse_args(argv: Sequence[str], description: str, **strings: str) -> tuple[Any, ...]:
@@ -101,61 +91,47 @@ def require(config: ConfigDict, sections: Mapping[str, Sequence[str]], origin: A
 
 
 def validate(config: ConfigDict) -> None:
-  """Checks a codec's configuration for what one field cannot say by itself.
+  """Checks a codec's configuration.
 
   Raises:
-    UserError: names the fields that do not fit together.
+    UserError: names a field that is missing or out of range, or fields that do not fit together.
   """
   require(config, FIELDS, 'this configuration')
   for name in ('seed', 'rates'):
     if name not in config:
       raise UserError(f"this configuration: has no field '{name}'; is it made for another command?")
+  check_ranges(config)
   check_model(config)
   t, rates = config.train, config.rates
-  if len(t.rate_probs) != len(rates) or min(t.rate_probs) < 0 or sum(t.rate_probs) <= 0:
+  if len(t.rate_probs) != len(rates) or sum(t.rate_probs) <= 0:
     raise UserError(f'train.rate_probs={tuple(t.rate_probs)} needs one weight for each of '
                     f'rates={tuple(rates)}')
   if config.loss.posterior and config.teacher.kind != 'compact':
     raise UserError(f'loss.posterior={config.loss.posterior}: a teacher of kind {config.teacher.kind} does '
                     'not classify emotions; give --config.loss.posterior=0')
-  if t.stage_start not in ('spread', 'refine'):
-    raise UserError(f"train.stage_start='{t.stage_start}'; use spread or refine")
-  if t.parallel not in ('pmap', 'mesh'):
-    raise UserError(f"train.parallel='{t.parallel}'; use pmap or mesh")
+  if config.loss.adversarial and not config.discriminator.n_ffts:
+    raise UserError('loss.adversarial needs discriminator.n_ffts, a window or more')
   if t.fsdp != 1 and t.parallel == 'pmap':
     raise UserError(f'train.fsdp={t.fsdp} needs train.parallel=mesh: with pmap every device has it all')
-  check_positive(config, 'train', ('steps', 'batch_size', 'accumulate', 'fsdp', 'checkpoint_every',
-                                   'keep_checkpoints', 'log_every', 'sample_every'))
-  for name in ('valid_clips', 'num_samples'):
-    if t[name] < 0:
-      raise UserError(f'train.{name}={t[name]} must be at least 0')
-  check_data(config)
+  quantized_from = t.unquantized_steps + t.rounding_steps
+  if config.model.quantizer != 'rvq' and t.steps <= quantized_from:
+    logging.warning('train.steps=%d end before the quantiser rounds at step %d (train.unquantized_steps + '
+                    'train.rounding_steps): the codec will not be used to its own tokens', t.steps,
+                    quantized_from)
 
 
-def check_positive(config: ConfigDict, section: str, names: Sequence[str]) -> None:
-  """Checks that fields of a section are 1 or more.
-
-  Raises:
-    UserError: names the first that is less.
-  """
-  for name in names:
-    if config[section][name] < 1:
-      raise UserError(f'{section}.{name}={config[section][name]} must be at least 1')
-
-
-def check_data(config: ConfigDict) -> None:
-  """Checks section `data` and the seed.
+def check_ranges(config: ConfigDict) -> None:
+  """Checks the fields that a configuration, of a codec or of an emotion network, has of `schemas.Config`.
 
   Raises:
     UserError: names the field that is out of range.
   """
-  check_positive(config, 'data', ('num_clips',))
-  if config.seed < 0 or config.data.num_workers < 0:
-    raise UserError('seed and data.num_workers must not be negative')
-  if not 0 <= config.data.speed < 1:
-    raise UserError(f'data.speed={config.data.speed} must be at least 0 and less than 1')
-  if crop_samples(config) < 2048:  # the longest window of the mel loss
-    raise UserError(f'data.crop_seconds={config.data.crop_seconds} is too short; use 0.14 or more')
+  problem = schemas.find_problem(schemas.Config, json.loads(config.to_json()), partial=True)
+  if problem:
+    raise UserError(f'this configuration: {problem}')
+  if crop_samples(config) < MIN_CROP:
+    raise UserError(f'data.crop_seconds={config.data.crop_seconds} is too short; the longest window of the '
+                    f'mel loss takes {MIN_CROP / SAMPLE_RATE} s')
 
 
 def check_model(config: ConfigDict) -> None:
@@ -165,15 +141,13 @@ def check_model(config: ConfigDict) -> None:
     UserError: names the fields that do not fit together.
   """
   m = config.model
-  check_positive(config, 'model', ('encoder_dim', 'decoder_dim', 'acoustic_width', 'emotion_dim',
-                                   'acoustic_dim', 'adapter_dim', 'adapter_layers', 'adapter_kernel'))
   if m.quantizer == 'rvq' and 'rvq_codebook_dim' not in m:
     raise UserError("has no field 'model.rvq_codebook_dim', which quantizer rvq needs")
   for name in ('emotion', 'acoustic'):
     levels = m[f'{name}_levels']
-    if not levels or min(levels) < 2 or len(levels) > m[f'{name}_dim']:
-      raise UserError(f'model.{name}_levels={tuple(levels)} must be values of 2 or more, at least one and '
-                      f'at most model.{name}_dim={m[f"{name}_dim"]}')
+    if len(levels) > m[f'{name}_dim']:
+      raise UserError(f'model.{name}_levels={tuple(levels)} must be at most model.{name}_dim='
+                      f'{m[f"{name}_dim"]} values')
   if m.backbone == 'dac':  # lite has none
     if 'strides' not in m:
       raise UserError("has no field 'model.strides', which backbone dac needs")
@@ -184,14 +158,8 @@ def check_model(config: ConfigDict) -> None:
   if not rates or sorted(set(rates)) != rates or rates[-1] != m.num_stages or rates[0] < 1:
     raise UserError(f'rates={tuple(rates)} must rise from at least 1 to model.num_stages='
                     f'{m.num_stages}')
-  if m.quantizer not in ('bd_rfsq', 'full_rfsq', 'rvq'):
-    raise UserError(f"model.quantizer='{m.quantizer}'; use bd_rfsq, full_rfsq or rvq")
-  if m.backbone not in ('dac', 'lite'):
-    raise UserError(f"model.backbone='{m.backbone}'; use dac or lite")
   teachers.check(config)
-  if m.compute_dtype not in ('float32', 'bfloat16'):
-    raise UserError(f"model.compute_dtype='{m.compute_dtype}'; use float32 or bfloat16")
-  if bits_per_stage(m) > 16 or not 1 <= m.num_stages <= 255:
+  if bits_per_stage(m) > 16:
     raise UserError(f'{m.num_stages} stages of {bits_per_stage(m)} bits: a token file holds at most 255 '
                     'stages of 16 bits; change model.num_stages or the levels')
 
@@ -216,7 +184,6 @@ def load_config(path: AnyPath) -> ConfigDict:
   Raises:
     UserError: no such file, or not the configuration of a codec.
   """
-  from affectcodec_jax.common import schemas
   advice = 'is this the workdir of a training run?'
   plain = schemas.read(path, schemas.Config, advice)
   config = ConfigDict(plain)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.platforms import by_platform
 
 

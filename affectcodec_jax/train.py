@@ -10,13 +10,14 @@ The state of a run is chosen in this order:
   3. otherwise fresh parameters from `config.seed`.
 """
 
-import collections
 import os
 import pathlib
 import signal
 import sys
 import threading
 import time
+
+import numpy as np
 
 from affectcodec_jax.common import buckets, progress
 from affectcodec_jax.common.errors import UserError, run_command
@@ -63,15 +64,10 @@ def train(config, workdir, init_from=None):
 def _train(config, workdir, files, init_from):
   import jax
 
-  from affectcodec_jax import config as config_lib
-  from affectcodec_jax.api import use_compilation_cache
-  from affectcodec_jax.data import pipeline
-  from affectcodec_jax.inference import release, weights
-  from affectcodec_jax.models.params import save_params
+  from affectcodec_jax.common.places import use_compilation_cache
+  from affectcodec_jax.inference import release
   from affectcodec_jax.training import checkpoints, metric_writer, parallel
-  from affectcodec_jax.training.samples import make_sampler
-  from affectcodec_jax.training.state import create_state
-  from affectcodec_jax.training.validation import make_validator
+  from affectcodec_jax.training.held_out import make_listener
   from affectcodec_jax.training.workdir import open_run
 
   # ---- Devices and folder ----
@@ -79,129 +75,60 @@ def _train(config, workdir, files, init_from):
   if config.train.distributed:
     parallel.join_processes()
   origin, init_from = init_from, release.find(init_from) if init_from else None
-  chief = jax.process_index() == 0
-  say = (lambda *a: print(*a, flush=True)) if chief else (lambda *a: None)
-  local_batch = parallel.local_batch_size(config)
+  primary = jax.process_index() == 0
+  say = (lambda *a: print(*a, flush=True)) if primary else (lambda *a: None)
+  batch_size = parallel.local_batch_size(config)
   devices = parallel.make_parallel(config)
+  parallel.check_same('the configuration', config.to_json)
   changed = open_run(config, workdir, files.folder)
   if changed:
     say(f'not as this run was before: {", ".join(changed)}')
   say(f'{jax.device_count()} {jax.default_backend()} device(s), batch {config.train.batch_size} x '
       f'{config.data.crop_seconds} s, run in {workdir}')
 
-  # ---- Data ----
-  source = pipeline.make_source(config.data, config.data.train_split, config.seed)
-  # Clips are dealt out, and the first state is made, by the same list everywhere.
-  parallel.check_same('the training data', lambda: f'{len(source)} {getattr(source, "digest", str)()}')
-  pitch = None
-  if config.model.backbone == 'lite':
-    from affectcodec_jax.data.pitch import crop_pitch as pitch
-  iterator = pipeline.make_iterator(
-      source, config.data, batch_size=local_batch, crop_samples=config_lib.crop_samples(config),
-      seed=config.seed, num_workers=config.data.num_workers, pitch=pitch, process_index=jax.process_index(),
-      process_count=jax.process_count())
-  held_out = pipeline.make_source(config.data, config.data.eval_split, config.seed)
-  clips = pipeline.eval_clips(held_out, config.train.num_samples, max_seconds=4.0)
+  # ---- Data, frozen networks, state ----
+  source, held_out, iterator = _open_data(config, batch_size)
   say(f'{len(source)} training clips from {config.data.source}')
-
-  # ---- Teacher and student ----
-  # Copied into the run, which stays whole when the originals move. A run without a checkpoint begins anew.
   manager = checkpoints.make_manager(workdir, config.train.keep_checkpoints)
-  copies = {'teacher': files.folder / 'teacher.safetensors'}
+  parallel.check_same('the checkpoints', lambda: str(manager.all_steps()))
+  copies = {name: files.folder / f'{name}.safetensors' for name in ('teacher', 'student')
+            if name == 'teacher' or config.teacher.student}
+  # A run without a checkpoint begins anew.
   resuming = manager.latest_step() is not None and copies['teacher'].exists()
-  original = config.teacher.path or (init_from / 'teacher.safetensors' if init_from else '')
-  frozen = {'teacher': weights.load_teacher(config, copies['teacher'] if resuming else original)}
-  if config.teacher.student:
-    copies['student'] = files.folder / 'student.safetensors'
-    frozen['student'] = weights.load_student(
-        config, copies['student'] if resuming else config.teacher.student)
-
-  # ---- State ----
-  # Calibration must see the same clips in every process: it draws from an unsharded iterator. The k-means
-  # of an RVQ needs some frames a word.
-  first_clips = 64 if config.model.quantizer == 'rvq' else min(config.train.batch_size, 16)
-  first = next(pipeline.make_iterator(
-      source, config.data, batch_size=first_clips, crop_samples=config_lib.crop_samples(config),
-      seed=config.seed))
-
-  def fresh(frozen, audio):
-    return create_state(config, jax.random.PRNGKey(config.seed), frozen, audio)
-
-  # Made or read where it will be: no device, and no host, has to hold all of it.
-  shapes = jax.eval_shape(fresh, frozen, first['audio'])
-  sharding = devices.sharding(shapes)
-  state = checkpoints.restore_latest(manager, parallel.laid_out(shapes, sharding), iterator)
-  if state is None:
-    state = jax.jit(fresh, out_shardings=sharding)(frozen, first['audio'])
-    if init_from:
-      state = release.initialise(state, config, init_from)
-      say(f'starting from the codec in {origin}')
-  else:
-    say(f'resumed at step {int(state.step)}')
+  frozen = _load_frozen(config, copies if resuming else {}, init_from)
+  state, resumed = _make_state(config, source, frozen, devices, manager, iterator, init_from)
   step = int(state.step)
+  if resumed:
+    say(f'resumed at step {step}')
+  elif init_from:
+    say(f'starting from the codec in {origin}')
   if step >= config.train.steps:
     say(f'already at step {step} of {config.train.steps}; raise train.steps to go on')
-  # Only now, when all is known to fit, is anything written that a later start reads.
-  if chief and not resuming:
-    for name in sorted(copies):  # the teacher last: it says that all is there
-      save_params(copies[name], frozen[name])
-  if chief:
-    config_lib.save_config(files.folder / 'config.json', config)
-    if changed := pipeline.data_changed(files.folder, source):
-      say(f'warning: {changed}')
-    files.send()
+  if primary:  # only now, when all is known to fit, is anything written that a later start reads
+    _write_files(config, files, source, {} if resuming else copies, frozen)
   frozen_copies = devices.place(frozen)
   state = devices.place(state)
 
   # ---- Loop ----
-  writer = metric_writer.MetricWriter(files.folder, step, config.train.steps) if chief else None
+  writer = metric_writer.MetricWriter(files.folder, step, config.train.steps) if primary else None
+  pending = metric_writer.PendingMetrics(
+      writer, step, config.train.log_every,
+      f'the last good checkpoint is in {workdir}/checkpoints; lower train.lr or look at the data, then run '
+      'again to continue from it')
+  listen = make_listener(config, held_out, frozen, files.folder, writer, devices.fetch)
   stop = _catch_signals(config.train.distributed)
-  pending = collections.deque()  # metrics of steps still running; the loop never waits for them
-  advice = (f'the last good checkpoint is in {workdir}/checkpoints; lower train.lr or look at the '
-            'data, then run again to continue from it')
-  # All stop at the first count beyond what any of them has named, which is 1 before the loop: counted from
-  # there, a TERM while the first step is compiled is not missed by a run that goes on at a later step.
-  begun = step
-  clock = [time.time(), step]
   programs = {}
-  sampler = make_sampler(config, frozen, clips) if chief and clips else None
-  validator = None
-  if chief and config.train.valid_clips:
-    validator = make_validator(config, pipeline.eval_crops(
-        held_out, config.data, config.train.valid_clips, config_lib.crop_samples(config), config.seed))
 
-  def drain(keep):
-    while len(pending) > keep:
-      at, values = pending.popleft()
-      finite = {'finite': values.pop('finite')}
-      if at % config.train.log_every == 0 or not parallel.numbers(finite)['finite']:
-        scalars = parallel.numbers(values)
-        metric_writer.check_finite(at, scalars, advice)
-        scalars['steps_per_second'] = (at - clock[1]) / max(time.time() - clock[0], 1e-9)
-        if hasattr(source, 'skipped') and not config.data.num_workers:  # workers keep their own count
-          scalars['data/skipped'] = float(source.skipped)
-        clock[:] = [time.time(), at]
-        if writer:
-          writer.write(at, scalars)
-      if writer:
-        writer.advance(at)
+  def skipped():
+    known = hasattr(source, 'skipped') and not config.data.num_workers  # workers keep their own count
+    return {'data/skipped': float(source.skipped)} if known else {}
 
-  def checkpoint(at):
-    drain(0)  # never save a state whose losses were not finite
-    if at not in manager.all_steps():
+  def checkpoint():
+    if step not in manager.all_steps():
       if writer:  # before it: what a run goes on from has its metrics
         writer.flush()
         files.send()
       checkpoints.save(manager, devices.to_save(state), iterator)
-
-  def sample(at):
-    drain(0)  # nor sample it
-    # Every process has a part in that.
-    ema = devices.fetch(state.ema) if clips or config.train.valid_clips else None
-    if validator:
-      writer.write(at, {name: float(value) for name, value in validator(ema, frozen).items()})
-    if sampler:
-      metric_writer.write_clips(files.folder / 'samples' / f'step_{at:07d}', sampler(ema))
 
   try:
     while step < config.train.steps:
@@ -214,16 +141,19 @@ def _train(config, workdir, files, init_from):
       with jax.transfer_guard_device_to_host('disallow'):  # nothing here waits for the device
         state, values = programs[adversarial](state, frozen_copies, batch)
       step += 1
-      pending.append((step, values))
-      drain(2)
+      pending.add(step, values, skipped())
+      last = step == config.train.steps
+      stopping = (config.train.distributed and manager.reached_preemption(step)) or stop
+      sampling = last or step % config.train.sample_every == 0
+      saving = last or step % config.train.checkpoint_every == 0 or stopping
+      if sampling or saving:
+        pending.drain()  # no state is heard or saved whose losses were not finite
       # First what is heard and measured at this step: a run goes on after its checkpoint.
-      if step % config.train.sample_every == 0 or step == config.train.steps:
-        sample(step)
-      if step % config.train.checkpoint_every == 0 or step == config.train.steps:
-        checkpoint(step)
-      preempted = config.train.distributed and manager.reached_preemption(step - begun)
-      if preempted or stop:
-        checkpoint(step)
+      if sampling:
+        listen(step, state.ema)
+      if saving:
+        checkpoint()
+      if stopping:
         checkpoints.finish(manager)
         say(f'stopped at step {step}; the same command continues from there')
         break
@@ -238,6 +168,95 @@ def _train(config, workdir, files, init_from):
     say(f'audio:      {workdir}/samples')
   say(f'try it:     python -m affectcodec_jax encode IN.wav OUT.afc --checkpoint {workdir} --kbps 1.5')
   return step >= config.train.steps
+
+
+def _open_data(config, batch_size):
+  """(training source, held-out source, iterator of this process's batches of `batch_size` clips)."""
+  import jax
+
+  from affectcodec_jax import config as config_lib
+  from affectcodec_jax.data import pipeline
+  from affectcodec_jax.training import parallel
+  source = pipeline.make_source(config.data, config.data.train_split, config.seed)
+  # Clips are dealt out, and the first state is made, by the same list everywhere.
+  parallel.check_same('the training data', lambda: f'{len(source)} {getattr(source, "digest", str)()}')
+  pitch = None
+  if config.model.backbone == 'lite':
+    from affectcodec_jax.data.pitch import crop_pitch as pitch
+  iterator = pipeline.make_iterator(
+      source, config.data, batch_size=batch_size, crop_samples=config_lib.crop_samples(config),
+      seed=config.seed, num_workers=config.data.num_workers, pitch=pitch,
+      process_index=jax.process_index(), process_count=jax.process_count())
+  return source, pipeline.make_source(config.data, config.data.eval_split, config.seed), iterator
+
+
+def _load_frozen(config, copies, init_from):
+  """Parameters of the emotion networks, by name.
+
+  Args:
+    config: the configuration.
+    copies: those of a run that goes on; without them they are read from where the configuration says.
+    init_from: released codec whose teacher is taken where the configuration names none, or None.
+  """
+  from affectcodec_jax.inference import weights
+  from affectcodec_jax.training import parallel
+  teacher = config.teacher.path or (init_from / 'teacher.safetensors' if init_from else '')
+  frozen = {'teacher': weights.load_teacher(config, copies.get('teacher', teacher))}
+  if config.teacher.student:
+    frozen['student'] = weights.load_student(config, copies.get('student', config.teacher.student))
+  parallel.check_same('the emotion networks', lambda: weights.fingerprint({}, frozen, {}).hex())
+  return frozen
+
+
+def _make_state(config, source, frozen, devices, manager, iterator, init_from):
+  """(a `TrainState` laid out for the devices, whether it is of a checkpoint), see the top of this file.
+
+  With a checkpoint's state `iterator` is set to where that stood.
+  """
+  import jax
+
+  from affectcodec_jax import config as config_lib
+  from affectcodec_jax.data import pipeline
+  from affectcodec_jax.inference import release
+  from affectcodec_jax.training import checkpoints, parallel
+  from affectcodec_jax.training.state import create_state
+  # Calibration must see the same clips in every process: it draws from an unsharded iterator. The k-means
+  # of an RVQ needs some frames a word.
+  count = 64 if config.model.quantizer == 'rvq' else min(config.train.batch_size, 16)
+  samples = config_lib.crop_samples(config)
+
+  def fresh(frozen, audio):
+    return create_state(config, jax.random.PRNGKey(config.seed), frozen, audio)
+
+  # Made or read where it will be: no device, and no host, has to hold all of it.
+  shapes = jax.eval_shape(fresh, frozen, jax.ShapeDtypeStruct((count, samples), np.float32))
+  sharding = devices.sharding(shapes)
+  state = checkpoints.restore_latest(manager, parallel.laid_out(shapes, sharding), iterator)
+  if state is not None:
+    return state, True
+  first = next(pipeline.make_iterator(source, config.data, batch_size=count, crop_samples=samples,
+                                      seed=config.seed))
+  state = jax.jit(fresh, out_shardings=sharding)(frozen, first['audio'])
+  if init_from:
+    parallel.check_same('the codec to start from', lambda: str(release.read_card(init_from)[1:]))
+    state = release.initialise(state, config, init_from)
+  return state, False
+
+
+def _write_files(config, files, source, copies, frozen):
+  """Writes what a later start reads: the configuration, and the emotion networks to `copies`.
+
+  Copied into the run, which stays whole when the originals move.
+  """
+  from affectcodec_jax import config as config_lib
+  from affectcodec_jax.data import pipeline
+  from affectcodec_jax.models.params import save_params
+  for name in sorted(copies):  # the teacher last: it says that all is there
+    save_params(copies[name], frozen[name])
+  config_lib.save_config(files.folder / 'config.json', config)
+  if changed := pipeline.data_changed(files.folder, source):
+    print(f'warning: {changed}', flush=True)
+  files.send()
 
 
 def _catch_signals(distributed):

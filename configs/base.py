@@ -119,7 +119,7 @@ def emotion_config():
   base = get_config()
   c = ConfigDict()
   c.seed = 0
-  c.model = base.model  # for its compute_dtype
+  c.model = ConfigDict({'compute_dtype': base.model.compute_dtype})
   c.teacher = base.teacher
   c.data = base.data
   c.train = ConfigDict()

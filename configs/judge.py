@@ -10,6 +10,7 @@ from configs.base import emotion_config
 def get_config():
   """Returns the judge's configuration."""
   c = emotion_config()
+  del c['model'], c['teacher']  # it reads neither
   c.data.crop_seconds = 2.4
   c.data.gain_db = 3.0
   c.train.steps = 1000

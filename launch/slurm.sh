@@ -25,6 +25,8 @@ if [[ -n ${VENV:-} ]]; then
   . "$VENV/bin/activate"
 fi
 
+# A task sees one GPU, which is its number 0: JAX would look for the number of the task.
+export JAX_LOCAL_DEVICE_IDS=0
 status=0
 srun --kill-on-bad-exit=0 --gpus-per-task=1 --gpu-bind=single:1 \
   python -m affectcodec_jax.train "$@" --config.train.distributed=True || status=$?

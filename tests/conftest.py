@@ -21,7 +21,7 @@ from affectcodec_jax.common.files import write_json
 from affectcodec_jax.inference import release, weights
 from affectcodec_jax.models.codec import init_params
 from affectcodec_jax.models.params import load_params, save_params
-from affectcodec_jax.training import losses, samples
+from affectcodec_jax.training import held_out, losses
 from affectcodec_jax.training.state import create_state
 from configs.base import get_config
 from tests import small_step
@@ -118,7 +118,7 @@ def untrained(tmp_path_factory):
 def small_run(monkeypatch):
   """Configuration of a run with `small_step`."""
   small_step.install(monkeypatch.setattr)
-  monkeypatch.setattr(samples, 'make_sampler', lambda *a: lambda ema: {'0_original': np.zeros(320)})
+  monkeypatch.setattr(held_out, 'make_sampler', lambda *a: lambda ema: {'0_original': np.zeros(320)})
   return tiny(get_config())
 
 

@@ -54,6 +54,18 @@ def test_a_checkpoint_of_one_layout_is_read_into_every_other(kind, fsdp, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, reader.fetch(reader.place(found)), state)
 
 
+def test_stopping_is_asked_for_by_one_count(tmp_path, monkeypatch):
+  """By the loop and by Orbax's `save`: processes that name other counts would agree on a step far away."""
+  counts = []
+  monkeypatch.setattr(ocp.utils, 'reached_preemption', lambda count: counts.append(count) or False)
+  manager, state = checkpoints.make_manager(tmp_path), _state().replace(step=np.int32(4002))
+  manager.reached_preemption(4001)
+  checkpoints.save(manager, state, Position())
+  checkpoints.finish(manager)
+  manager.reached_preemption(4002)
+  assert counts[0] == 1 and len(counts) > 2 and set(counts[1:]) == {2}
+
+
 def test_checksums_are_of_bits_and_places():
   """By hand, mod 2^64: 1.0 is 0x3f800000. A bit, or the order, makes another."""
   ones = np.ones((2, 2), np.float32)

@@ -196,10 +196,11 @@ def test_a_teacher_that_is_not_there_is_made_by_the_command_of_its_kind(kind, di
 
 
 @pytest.mark.parametrize('command, override, message', [
-    ('train', 'train.steps=0', 'train.steps=0 must be at least 1'),
+    ('train', 'train.steps=0', 'train.steps: Input should be greater than or equal to 1, got 0'),
+    ('train', 'train.label_smoothing=7', 'train.label_smoothing: Input should be less than 1, got 7.0'),
     ('train', 'data.crop_seconds=0.05', 'data.crop_seconds=0.05 is too short'),
-    ('train', 'seed=-1', 'seed and data.num_workers must not be negative'),
-    ('train', 'data.speed=1.5', 'data.speed=1.5 must be at least 0 and less than 1'),
+    ('train', 'seed=-1', 'seed: Input should be greater than or equal to 0, got -1'),
+    ('train', 'data.speed=1.5', 'data.speed: Input should be less than 1, got 1.5'),
     ('distil', 'teacher.kind=whisper_base --config.teacher.dim=512 --config.teacher.layer=3',
      'teacher.path is empty'),
     ('distil', 'teacher.kind=whisper_base', 'teacher.dim=160, but features of whisper_base are 512 wide'),
@@ -440,7 +441,10 @@ def test_ablation_trains_and_scores_each_run_and_continues(tmp_path, monkeypatch
     return subprocess.CompletedProcess(command, 0)
 
   monkeypatch.setattr(ablate, 'subprocess', types.SimpleNamespace(run=run))  # Matplotlib has its own calls
-  args = ['ablate', '--data', 'm.jsonl', '--out', str(tmp_path), '--variants', 'rvq', 'cem', '--metrics',
+  speech, other = tmp_path / 'm.jsonl', tmp_path / 'other.jsonl'
+  for path in (speech, other):
+    path.write_text('{"path": "a.wav", "split": "train"}\n')
+  args = ['ablate', '--data', str(speech), '--out', str(tmp_path), '--variants', 'rvq', 'cem', '--metrics',
           'spectral', 'network', '--seeds', '0', '2', '--steps', '2', '--limit']
   assert cli.main([*args, '10']) == 0
   assert ran == ['train', 'evaluate'] * 4
@@ -453,6 +457,13 @@ def test_ablation_trains_and_scores_each_run_and_continues(tmp_path, monkeypatch
   assert cli.main([*args, '20']) == 0 and len(ran) == 16
   assert '| 21.00 ± 1.00 |' in (tmp_path / 'table.md').read_text()
   capsys.readouterr()
-  assert cli.main([*args, '20', '--data', 'other.jsonl']) == 2 and len(ran) == 16
-  assert 'now data=other.jsonl (was m.jsonl); give another --out' in capsys.readouterr().err
+  assert cli.main([*args, '20', '--data', str(other)]) == 2 and len(ran) == 16
+  assert f'now data={other} (was {speech}); give another --out' in capsys.readouterr().err
+  with monkeypatch.context() as changed:  # the definition of a variant
+    changed.setitem(ablate.VARIANTS, 'cem', ablate.VARIANTS['cem'] | {'train.lr': 0.5})
+    assert cli.main([*args, '20']) == 2 and len(ran) == 16
+    assert 'now config_sha256=' in capsys.readouterr().err
+  speech.write_text(speech.read_text() * 2)
+  assert cli.main([*args, '20']) == 2 and len(ran) == 16
+  assert 'now list_sha256=' in capsys.readouterr().err
   assert cli.main([*args, '20', '--steps', '0']) == 2

@@ -111,7 +111,7 @@ def _page_of(folder, rows):
   results = {
       'checkpoint': 'x', 'step': 1, 'split': 'test', 'skipped': 0, 'seconds': 2.0, 'judges': judges,
       'metrics': {}, 'absent': {}, 'files': len({r['file'] for r in rows}),
-      'speakers': len({r['speaker'] for r in rows}), 'limits': summary.limits(rows),
+      'speakers': len({r['speaker'] for r in rows}), 'limits': summary.caveats(rows),
       'failures': summary.failures(rows, judges),
       'systems': summary.summarise(rows, judges)}
   report.write_report(folder / 'page.html', results, rows, [], None, 0)
@@ -140,13 +140,13 @@ def test_a_report_of_few_says_what_it_does_not_tell(tmp_path):
   one, many, alike = (_page_of(tmp_path, rows) for rows in (_several(1), _several(6), _several(6, (1,))))
   wanted = ('95 % bootstrap', '<small>0.', 'agreement ', 'MEDR', 'What is classified as what', 'By corpus')
   for text in wanted:
-    assert text not in one.replace(summary.limits(_several(1))[0], '') and text in many, text
+    assert text not in one.replace(summary.caveats(_several(1))[0], '') and text in many, text
   assert 'What this does not tell' in one and '1 file of 1 speaker:' in one and 'variation' in one
   assert 'What this does not tell' not in many and '6 files of 6 speakers' in many
   assert 'Fewer than two emotions are labelled' in alike and 'What is classified' not in alike
   assert '95 % bootstrap' in alike
   unknown = [r | {'speaker': ''} for r in _several(6)]
-  assert summary.limits(unknown)[0].startswith('Speakers are not known')
+  assert summary.caveats(unknown)[0].startswith('Speakers are not known')
 
 
 def _item(seconds=1.0, **about):

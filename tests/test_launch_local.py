@@ -145,7 +145,7 @@ def test_two_real_processes_train_as_one(tmp_path):
 
 @pytest.mark.parametrize('status, requeued', [(0, False), (75, True), (1, False)])
 def test_slurm_queues_again_what_was_stopped_early(tmp_path, monkeypatch, status, requeued):
-  for name, text in (('srun', f'echo "$@" > {tmp_path}/started; exit {status}'),
+  for name, text in (('srun', f'echo "$JAX_LOCAL_DEVICE_IDS $@" > {tmp_path}/started; exit {status}'),
                      ('scontrol', f'echo "$@" > {tmp_path}/queued')):
     (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
     (tmp_path / name).chmod(0o755)
@@ -157,5 +157,6 @@ def test_slurm_queues_again_what_was_stopped_early(tmp_path, monkeypatch, status
   done = subprocess.run(script, capture_output=True, text=True, check=False)
   assert done.returncode == status
   started = (tmp_path / 'started').read_text().strip()
+  assert started.startswith('0 ') and '--gpus-per-task=1' in started
   assert started.endswith('--workdir /shared/run --config.train.distributed=True')
   assert (tmp_path / 'queued').exists() == requeued

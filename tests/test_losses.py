@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.signal
 
+from affectcodec_jax import config as config_lib
 from affectcodec_jax.models.discriminator import Discriminator
 from affectcodec_jax.training import losses
 
@@ -20,6 +21,10 @@ def by_scale(*scales):
 # Two clips; the first scale has two patches a clip, the second one.
 REAL = by_scale(([[[1, 0]], [[1, 1]]], []), ([[[3]], [[0]]], []))
 FAKE = by_scale(([[[0, 2]], [[1, -1]]], []), ([[[0.5]], [[-0.5]]], []))
+
+
+def test_the_shortest_crop_has_a_frame_of_every_mel_scale():
+  assert losses.MEL_WINDOWS[-1] == max(losses.MEL_WINDOWS) == config_lib.MIN_CROP
 
 
 def test_adversarial_losses_by_hand():

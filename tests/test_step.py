@@ -12,9 +12,9 @@ from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import make_teacher, teacher_features
 from affectcodec_jax.models.codec import Codec, init_params, make_codec
 from affectcodec_jax.training import losses, parallel
+from affectcodec_jax.training.held_out import make_validator
 from affectcodec_jax.training.state import make_optimizer
 from affectcodec_jax.training.step import draw_rates, generator_loss, schedule, train_step
-from affectcodec_jax.training.validation import make_validator
 from configs import base, lite, paper
 from tests.conftest import batch, state_and_teacher, tiny, training_batch
 
@@ -210,7 +210,7 @@ def test_n_devices_equal_one(kind, fsdp, accumulate):
     largest = max(jax.tree.leaves(placed.params), key=lambda x: x.size)
     assert largest.addressable_shards[0].data.size == largest.size // fsdp
   many, mn = devices.compile(True)(placed, devices.place(teacher), devices.split(data))
-  _same_update(one, devices.fetch(many), m1, parallel.numbers(mn))
+  _same_update(one, devices.fetch(many), m1, parallel.fetch_scalars(mn))
   # A second step takes the state as the first one left it, without being traced and compiled again.
   assert [x.sharding for x in jax.tree.leaves(many)] == [x.sharding for x in jax.tree.leaves(placed)]
 

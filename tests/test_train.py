@@ -9,16 +9,19 @@ import subprocess
 import sys
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
 from affectcodec_jax import config as config_lib
 from affectcodec_jax import train as train_lib
+from affectcodec_jax.common import schemas
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.inference import restore
 from affectcodec_jax.training import checkpoints, parallel
 from affectcodec_jax.training.workdir import open_run
 from configs import lite
+from configs.base import get_config as base_config
 from tests.conftest import ONE_DEVICE, run_until, state_and_teacher, tiny
 
 pytestmark = pytest.mark.usefixtures('one_mel_scale')
@@ -146,8 +149,9 @@ def test_a_run_without_a_checkpoint_begins_with_the_teacher_that_is_named(config
     (['--config', 'configs/teacher.py'], 'made for another command'),
     ([*EIGHT, '--config.seed=-1'], 'seed'),
     ([*EIGHT, '--config.train.keep_checkpoints=0'], 'keep_checkpoints'),
-    ([*EIGHT, '--config.train.valid_clips=-1'], 'train.valid_clips=-1 must be at least 0'),
-    ([*EIGHT, '--config.data.speed=1'], 'data.speed=1.0 must be at least 0 and less than 1'),
+    ([*EIGHT, '--config.train.valid_clips=-1'], 'train.valid_clips: Input should be greater than or equal'),
+    ([*EIGHT, '--config.data.speed=1'], 'data.speed: Input should be less than 1, got 1.0'),
+    ([*EIGHT, '--config.discriminator.n_ffts=()'], 'loss.adversarial needs discriminator.n_ffts'),
     ([*EIGHT, '--config.model.acoustic_levels=(8,8,8,8,8,8)'], 'bits'),
     ([*EIGHT, '--config.train.distributed=True'], 'other processes'),
 ])
@@ -156,6 +160,36 @@ def test_one_line_for_each_mistake(args, message, tmp_path, capsys, monkeypatch)
   assert train_lib.main(['train', *args, '--workdir', str(tmp_path / 'run')]) == 2
   err = capsys.readouterr().err.strip().splitlines()
   assert len(err) == 1 and err[0].startswith('error: ') and message in err[0], err
+
+
+@pytest.mark.parametrize('field, value', [
+    ('train.clip_norm', 0.0), ('train.lr', -1.0), ('train.ema_decay', 2.0), ('train.beta1', 1.0),
+    ('train.stage_dropout', 1.5), ('train.checkpoint_every', 0), ('train.parallel', 'xmap'),
+    ('loss.adversarial', -1.0), ('loss.mel', float('nan')), ('loss.mel_floor', 0.0), ('data.gain_db', -1.0),
+    ('data.equalise_db', -1.0), ('data.crop_seconds', float('inf')), ('data.crop_seconds', 0.1),
+    ('model.backbone', 'unet'), ('model.compute_dtype', 'float16'), ('model.num_stages', 256)])
+def test_values_that_no_training_can_have_are_refused(config, field, value):
+  section, name = field.split('.')
+  config[section][name] = value
+  with pytest.raises(UserError, match=field):
+    config_lib.validate(config)
+
+
+def test_every_field_has_a_range_and_every_configuration_its_fields():
+  """What is in configs/base.py and not in the schema would be read, unchecked, from a file."""
+  for name, section in base_config().items():
+    if isinstance(section, ConfigDict):
+      assert set(section) == set(schemas.SECTIONS[name].model_fields) - {'dropout', 'label_smoothing'}
+
+
+def test_a_training_that_never_rounds_says_so(config, caplog):
+  config.train.update(steps=300, unquantized_steps=200, rounding_steps=100)
+  config_lib.validate(config)
+  assert 'before the quantiser rounds at step 300' in caplog.text
+  caplog.clear()
+  config.train.steps = 301
+  config_lib.validate(config)
+  assert not caplog.text
 
 
 def _terminated(workdir, at, *more, **env):

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from affectcodec_jax.audio import SAMPLE_RATE, at_codec_level
-from affectcodec_jax.common.constants import HOP_LENGTH
+from affectcodec_jax.audio import at_codec_level
+from affectcodec_jax.common.constants import HOP_LENGTH, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import encoder_features
 from affectcodec_jax.models import source_filter

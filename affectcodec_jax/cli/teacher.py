@@ -32,11 +32,10 @@ def _judge_options(p):
 
 def _fit(words, module, train, workdir):
   """Trains by `train` of `module` what `words` configure; into `workdir` where they name no folder."""
-  from affectcodec_jax.config import parse_args, require
-  from affectcodec_jax.training import fit
+  from affectcodec_jax.config import check_ranges, parse_args, require
   config, given = parse_args(words, module.__doc__)
   require(config, module.FIELDS, 'this configuration')
-  fit.check(config)
+  check_ranges(config)
   train(config, given or workdir)
 
 

@@ -1,10 +1,12 @@
-"""What the JSON files of a codec hold: `codec.json` of a released one, `config.json` of a run.
+"""Fields of a configuration, their types and ranges, and what the JSON files of codecs and corpora hold.
 
-Types and sizes alone; what one field cannot say by itself is in `config.check_model`. Fields that are not
-known here do no harm: a newer version may have more.
+A configuration to train by has every field of configs/base.py. `config.json` of a run and `codec.json` of a
+released codec may be older, and need only the fields without a default here, which using a codec reads.
+What one field cannot say by itself is in config.py. Fields that are not known here do no harm: a newer
+version may have more.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
@@ -15,8 +17,13 @@ from affectcodec_jax.common.files import parse_json, read_bytes
 # Beyond these no codec is: what a file asks for must be bounded before any of it is made.
 _Size = Annotated[int, Field(ge=1, le=65536)]
 _Depth = Annotated[int, Field(ge=0, le=128)]
-_Weight = Annotated[float, Field(allow_inf_nan=False)]
 _Levels = Annotated[list[Annotated[int, Field(ge=2, le=65536)]], Field(min_length=1, max_length=16)]
+_Positive = Annotated[int, Field(ge=1)]
+_Count = Annotated[int, Field(ge=0)]
+_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Below1 = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(pydantic.BaseModel):
@@ -30,7 +37,7 @@ class _Lite(_Section):
 
 
 class _Model(_Section):
-  backbone: str
+  backbone: Literal['dac', 'lite']
   lite: _Lite
   encoder_dim: _Size
   decoder_dim: _Size
@@ -41,19 +48,20 @@ class _Model(_Section):
   num_stages: Annotated[int, Field(ge=1, le=255)]
   emotion_levels: _Levels
   acoustic_levels: _Levels
-  quantizer: str
+  quantizer: Literal['bd_rfsq', 'full_rfsq', 'rvq']
   rvq_codebook_dim: _Size = 8
   conditioning: bool
   adapter_dim: _Size
   adapter_layers: Annotated[int, Field(ge=1, le=128)]
   adapter_kernel: Annotated[int, Field(ge=1, le=1024)]
-  compute_dtype: str
+  compute_dtype: Literal['float32', 'bfloat16']
 
 
 class _Teacher(_Section):
   kind: str
   dim: _Size
   depth: _Depth = 9  # of the compact teacher, as older runs have it
+  layer: _Positive = 3
   path: str
   student: str
 
@@ -65,27 +73,80 @@ class _Discriminator(_Section):
 
 class _Loss(_Section):
   mel: _Weight
-  multi_rate: _Weight
+  mel_floor: _Above0 = 1e-5
+  waveform: _Weight = 0.0
   adversarial: _Weight
+  feature_matching: _Weight = 0.0
+  commitment: _Weight = 0.0
+  emotion: _Weight = 0.0
+  posterior: _Weight = 0.0
+  cycle: _Weight = 0.0
+  multi_rate: _Weight
+  pitch: _Weight = 0.0
+  voicing: _Weight = 0.0
 
 
 class _Data(_Section):
   source: str
+  path: str = ''
+  tfds_name: str = ''
+  tfds_dir: str = ''
+  train_split: str = ''
+  eval_split: str = ''
+  num_clips: _Positive = 1
+  min_seconds: _Weight = 0.0
   crop_seconds: Annotated[float, Field(gt=0, le=3600)]
-  num_workers: Annotated[int, Field(ge=0)]
+  gain_db: _Weight = 0.0
+  speed: _Below1 = 0.0
+  equalise_db: _Weight = 0.0
+  num_workers: _Count
 
 
 class _Train(_Section):
-  steps: Annotated[int, Field(ge=1)]
-  batch_size: Annotated[int, Field(ge=1)]
+  steps: _Positive
+  batch_size: _Positive
+  accumulate: _Positive = 1
+  remat: bool = False
+  parallel: Literal['mesh', 'pmap'] = 'pmap'
+  fsdp: _Positive = 1
+  lr: _Above0 = 1.0
+  disc_lr: _Above0 = 1.0
+  beta1: _Below1 = 0.0
+  beta2: _Below1 = 0.0
+  weight_decay: _Weight = 0.0
+  clip_norm: _Above0 = 1.0
+  warmup_steps: _Count = 0
+  final_lr_fraction: _Share = 1.0
+  ema_decay: _Below1 = 0.0
+  adversarial_start: _Count = 0
+  stage_dropout: _Share = 0.0
   rate_probs: list[_Weight]
-  keep_checkpoints: Annotated[int, Field(ge=1)]
+  stage_start: Literal['spread', 'refine'] = 'spread'
+  stage_fade: _Above0 = 1.0
+  unquantized_steps: _Count = 0
+  rounding_steps: _Count = 0
+  true_pitch_steps: _Count = 0
+  decoder_only: bool = False
+  checkpoint_every: _Positive = 1
+  keep_checkpoints: _Positive
+  log_every: _Positive = 1
+  sample_every: _Positive = 1
+  num_samples: _Count = 0
+  valid_clips: _Count = 0
   distributed: bool
+  dropout: _Below1 = 0.0  # of the emotion networks, as the next one
+  label_smoothing: _Below1 = 0.0
+
+
+SECTIONS: dict[str, type[pydantic.BaseModel]] = {
+    'model': _Model, 'teacher': _Teacher, 'discriminator': _Discriminator, 'loss': _Loss, 'data': _Data,
+    'train': _Train}
 
 
 class Config(_Section):
   """`config.json`: as configs/base.py."""
 
+  seed: _Count = 0
   rates: Annotated[list[Annotated[int, Field(ge=1, le=255)]], Field(min_length=1, max_length=255)]
   model: _Model
   teacher: _Teacher
@@ -150,11 +211,23 @@ def read(path, schema, advice):
     raise UserError(f'{str(e).removesuffix("; check the path")}; {advice}') from e
   except ValueError as e:
     raise UserError(f'{path}: not JSON ({" ".join(str(e).split())[:100]}); {advice}') from e
+  if problem := find_problem(schema, value):
+    raise UserError(f'{path}: {problem}; {advice}')
+  return value
+
+
+def find_problem(schema, value, partial=False):
+  """The first field of `value` that does not fit `schema`, and why, or None.
+
+  With `partial` none need be there.
+  """
   try:
     schema.model_validate(value)
   except pydantic.ValidationError as e:
-    first = e.errors()[0]
-    where = '.'.join(map(str, first['loc'])) or 'the whole'
-    got = '' if first['type'] == 'missing' else f', got {repr(first["input"])[:60]}'
-    raise UserError(f'{path}: {where}: {first["msg"]}{got}; {advice}') from e
-  return value
+    for error in e.errors():
+      where = '.'.join(map(str, error['loc'])) or 'the whole'
+      if error['type'] != 'missing':
+        return f'{where}: {error["msg"]}, got {repr(error["input"])[:60]}'
+      if not partial:
+        return f'{where}: {error["msg"]}'
+  return None

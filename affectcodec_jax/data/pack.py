@@ -12,9 +12,10 @@ import math
 import numpy as np
 import soundfile
 
-from affectcodec_jax.audio import SAMPLE_RATE, read_sound
+from affectcodec_jax.audio import read_sound
 from affectcodec_jax.common import progress, records, workers
 from affectcodec_jax.common.audio_reader import duration, read_blocks, whole_numbers
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError, brief, describe
 from affectcodec_jax.common.files import differences, held_alone, make_folder, write_json, write_whole
 from affectcodec_jax.common.open_sound import open_sound

@@ -3,7 +3,7 @@
 import numpy as np
 import soxr
 
-from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.common.constants import SAMPLE_RATE
 
 _KNOTS = np.array([60, 250, 700, 1800, 4000, 8000])  # Hz
 EQUALISER_BANDS = len(_KNOTS)

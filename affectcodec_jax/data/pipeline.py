@@ -13,7 +13,8 @@ from absl import flags
 import grain
 import numpy as np
 
-from affectcodec_jax.audio import SAMPLE_RATE, apply_gain, level_gain
+from affectcodec_jax.audio import apply_gain, level_gain
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import parse_json, write_json
 from affectcodec_jax.data.perturb import EQUALISER_BANDS, change_speed, equalise

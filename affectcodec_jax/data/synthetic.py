@@ -9,7 +9,7 @@ The words are nonsense; the acoustics are close enough to speech to train and de
 import numpy as np
 from scipy import fft, signal
 
-from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.labels import EMOTIONS
 
 FRAME = 80  # samples between values of a control track: 5 ms

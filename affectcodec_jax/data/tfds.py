@@ -14,7 +14,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.features import audio_feature, feature
 from tensorflow_datasets.core.proto import feature_pb2
 
-from affectcodec_jax.audio import SAMPLE_RATE, resample, to_mono
+from affectcodec_jax.audio import resample, to_mono
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.labels import emotion_index
 
@@ -86,7 +87,10 @@ class TfdsSource:
     self._emotion = next((k for k in _EMOTION if k in features), None)
     self._speaker = next((k for k in _SPEAKER if k in features), None)
     self._label_names = getattr(features[self._emotion], 'names', None) if self._emotion else None
-    self._rate = getattr(features[self._audio], 'sample_rate', None) or SAMPLE_RATE
+    self._rate = getattr(features[self._audio], 'sample_rate', None)
+    if not self._rate:
+      raise UserError(f'{name}: does not say its sample rate; build it with '
+                      'tfds.features.Audio(sample_rate=…)')
     try:
       self._source = builder.as_data_source(split)
     except NotImplementedError as e:

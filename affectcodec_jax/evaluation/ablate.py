@@ -7,6 +7,7 @@ OUT/results.json and OUT/ablation.png; the runs with their logs are OUT/VARIANT/
 """
 
 from concurrent.futures import ThreadPoolExecutor
+import hashlib
 import json
 import os
 import pathlib
@@ -18,6 +19,9 @@ from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import make_folder, write_json, write_whole
 from affectcodec_jax.common.workers import cores
+from affectcodec_jax.config import parse_args
+from affectcodec_jax.data.folder import list_split
+from affectcodec_jax.data.rows import list_digest
 from affectcodec_jax.evaluation import ablation_table
 from affectcodec_jax.evaluation.run import choose_metrics
 
@@ -59,14 +63,17 @@ def ablate(data, out, *, config='configs/ablation.py', variants=tuple(VARIANTS),
     raise UserError('--steps and --jobs must be at least 1')
   out = make_folder(out)
   todo = [(variant, seed) for seed in seeds for variant in variants]  # a seed at a time
-  training = {'config': str(config), 'data': str(data), 'steps': steps}
+  training = {'config': str(config), 'data': str(data), 'steps': steps,
+              'list_sha256': list_digest(list_split(data, None))}
+  digests = {variant: _config_digest(config, variant) for variant in variants}
   versions, _ = choose_metrics(metrics, pathlib.Path(judges or packaged.FOLDER))
   scoring = {'limit': limit, 'metrics': versions, 'judges': str(judges or '')}
   failed = threading.Event()
 
   def run(variant, seed):
     problem = None if failed.is_set() else _run_one(
-        out / variant / str(seed), variant, seed, training, scoring, jobs)
+        out / variant / str(seed), variant, seed, training | {'config_sha256': digests[variant]}, scoring,
+        jobs)
     if problem:
       failed.set()  # what has not begun does not
     return problem
@@ -85,6 +92,12 @@ def ablate(data, out, *, config='configs/ablation.py', variants=tuple(VARIANTS),
     write_whole(out / name, (text + '\n').encode())
     print(text)
   ablation_table.plot(results, out / 'ablation.png')
+
+
+def _config_digest(config, variant):
+  """Of a variant's whole configuration: a run of another one is not gone on with."""
+  resolved, *_ = parse_args(['ablate', '--config', f'{config}:{variant}'], '')
+  return hashlib.sha256(resolved.to_json(sort_keys=True).encode()).hexdigest()
 
 
 def _run_one(workdir, variant, seed, training, scoring, jobs):

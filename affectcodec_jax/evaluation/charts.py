@@ -7,7 +7,7 @@ import re
 import numpy as np
 from PIL import ImageDraw
 
-from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import require_extra
 from affectcodec_jax.common.pictures import spectrogram
 from affectcodec_jax.evaluation.statistics import spread

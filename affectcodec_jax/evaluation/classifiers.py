@@ -5,9 +5,10 @@ arousal, dominance and valence is a regressor; the published one for that (audee
 head of its own, which `transformers` would silently replace by an untrained one, so it is defined here.
 """
 
-from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError, require_extra
 from affectcodec_jax.common.labels import EMOTIONS, emotion_index
+from affectcodec_jax.evaluation.systems import model_version
 
 DIMENSIONS = ('valence', 'arousal', 'dominance')
 
@@ -67,6 +68,17 @@ def hugging_face(name):
     return {name: by_emotion}
 
   return classify
+
+
+def classifier_version(name):
+  """What says whether a user's model is still the one that judged.
+
+  Raises:
+    UserError: it does not load.
+  """
+  hugging_face(name)
+  import transformers
+  return model_version(name, transformers.AutoConfig.from_pretrained(name), transformers)
 
 
 def label_places(labels):

@@ -5,7 +5,7 @@ import time
 import jax
 import numpy as np
 
-from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.evaluation.usage import usage
 from affectcodec_jax.models.blocks import block_levels
 from affectcodec_jax.tokens.afc import HEADER_BYTES

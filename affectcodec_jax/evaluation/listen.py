@@ -12,7 +12,8 @@ import string
 import numpy as np
 from PIL import Image
 
-from affectcodec_jax.audio import SAMPLE_RATE, apply_gain
+from affectcodec_jax.audio import apply_gain
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.common.pictures import spectrogram
 from affectcodec_jax.emotion import judges

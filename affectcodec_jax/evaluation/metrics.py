@@ -18,8 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 import affectcodec_jax
-from affectcodec_jax.audio import SAMPLE_RATE, apply_gain, level_gain
+from affectcodec_jax.audio import apply_gain, level_gain
 from affectcodec_jax.common import packaged
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError, describe, require_extra
 from affectcodec_jax.emotion import judges
 from affectcodec_jax.evaluation import prosody, words
@@ -69,7 +70,7 @@ def version(metric, folder=packaged.FOLDER):
   return ', '.join(versions + ([hashlib.blake2b(read, digest_size=4).hexdigest()] if read else []))
 
 
-def remembered(f):
+def memoize_last(f):
   """`f` of one array, not called again while it is asked for the same array: each original's turn."""
   last = [None, None]
 
@@ -83,7 +84,7 @@ def remembered(f):
 
 def _at_codec_level(reference, decoded):
   """Both with the gain that brings the reference to the codec's level, padded for the longest window."""
-  gain_db, pad = level_gain(reference), (0, max(0, 2048 - len(reference)))
+  gain_db, pad = level_gain(reference), (0, max(0, MEL_WINDOWS[-1] - len(reference)))
   return np.pad(apply_gain(reference, gain_db), pad), np.pad(apply_gain(decoded, gain_db), pad)
 
 
@@ -130,7 +131,7 @@ def _energy():
 
 
 def _pitch():
-  original = remembered(prosody.pitch)
+  original = memoize_last(prosody.pitch)
   return lambda reference, decoded, item: prosody.compare_pitch(original(reference), prosody.pitch(decoded))
 
 
@@ -194,7 +195,7 @@ def _voicefilter():
 
 
 def _same_speaker(name, embed):
-  original = remembered(embed)
+  original = memoize_last(embed)
 
   def score(reference, decoded, item):
     a, b = original(reference), embed(decoded)

@@ -9,9 +9,10 @@ import functools
 import math
 import pathlib
 
-from affectcodec_jax.audio import SAMPLE_RATE, resample
+from affectcodec_jax.audio import resample
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError, require_extra
-from affectcodec_jax.evaluation.systems import System, dated, fitted
+from affectcodec_jax.evaluation.systems import System, fit_length, model_stamp, model_version
 
 RATES = (1.5, 3.0, 6.0)
 # How each kind takes its rate: EnCodec and X-Codec in kbit/s, the others in codebooks.
@@ -50,8 +51,7 @@ def load(spec):
   else:
     books = getattr(config, 'n_codebooks', None) or config.num_quantizers
     possible = [n * kbps_each for n in range(1, books + 1)]
-  commit = getattr(config, '_commit_hash', None) or ''
-  version = f'{dated(name)} {commit} transformers {transformers.__version__}'
+  version = model_version(name, config, transformers)
   systems = []
   for kbps in _chosen(name, rates, possible):
     run = functools.partial(_run, model, rate, bits, _rate_arguments(config, kbps, kbps_each))
@@ -85,7 +85,7 @@ def _run(model, rate, bits, rate_arguments, audio):
   with torch.no_grad():
     out = model(x, **rate_arguments)
   decoded = out.audio_values.reshape(-1).numpy()
-  return fitted(resample(decoded, rate, SAMPLE_RATE), len(audio)), out.audio_codes.numel() * bits
+  return fit_length(resample(decoded, rate, SAMPLE_RATE), len(audio)), out.audio_codes.numel() * bits
 
 
 def _speechtokenizer(name, rates):
@@ -103,7 +103,7 @@ def _speechtokenizer(name, rates):
     with torch.no_grad():
       codes = model.encode(x, n_q=books)
       decoded = model.decode(codes).reshape(-1).numpy()
-    return fitted(resample(decoded, model.sample_rate, SAMPLE_RATE), len(audio)), codes.numel() * 10
+    return fit_length(resample(decoded, model.sample_rate, SAMPLE_RATE), len(audio)), codes.numel() * 10
 
-  return [System('speechtokenizer', kbps, functools.partial(run, round(kbps / each)), dated(folder))
+  return [System('speechtokenizer', kbps, functools.partial(run, round(kbps / each)), model_stamp(folder))
           for kbps in _chosen(name, rates, [n * each for n in range(1, model.n_q + 1)])]

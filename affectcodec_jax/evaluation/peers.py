@@ -17,9 +17,10 @@ import tempfile
 import numpy as np
 import soundfile
 
-from affectcodec_jax.audio import SAMPLE_RATE, resample
+from affectcodec_jax.audio import resample
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
-from affectcodec_jax.evaluation.systems import System, fitted
+from affectcodec_jax.evaluation.systems import System, fit_length
 
 # Samples at 16 kHz by which the decoder's output comes late.
 CODEC2_DELAY = 320  # half its window of 40 ms
@@ -50,7 +51,7 @@ def opus(audio, kbps):
                   compression_level=1 - (kbps - 6) / 250)
   file.seek(0)
   decoded, _ = soundfile.read(file, dtype='float32')
-  return fitted(decoded, len(audio)), ogg_bits(file.getvalue())  # libopus takes its delay off by itself
+  return fit_length(decoded, len(audio)), ogg_bits(file.getvalue())  # libopus takes its delay off by itself
 
 
 def codec2(audio, kbps):
@@ -65,7 +66,7 @@ def codec2(audio, kbps):
     decoded = np.fromfile(folder / 'out.raw', '<i2') / np.float32(32768)
   decoded = resample(decoded, 8000, SAMPLE_RATE)
   # The rate is constant; the padding is not the codec's doing.
-  return fitted(decoded[CODEC2_DELAY:], len(audio)), kbps * 1000 * len(audio) / SAMPLE_RATE
+  return fit_length(decoded[CODEC2_DELAY:], len(audio)), kbps * 1000 * len(audio) / SAMPLE_RATE
 
 
 def speex(audio, kbps):
@@ -80,7 +81,7 @@ def speex(audio, kbps):
     _call('speexdec', folder / 'a.spx', folder / 'out.wav')
     decoded, _ = soundfile.read(folder / 'out.wav', dtype='float32')
     bits = ogg_bits((folder / 'a.spx').read_bytes())
-  return fitted(decoded, len(audio)), bits * len(audio) / len(padded)  # the rate is constant
+  return fit_length(decoded, len(audio)), bits * len(audio) / len(padded)  # the rate is constant
 
 
 def _call(*command):
@@ -112,7 +113,7 @@ def amrwb(audio, kbps):
   finally:
     decoder.D_IF_exit(ctypes.c_void_p(state))
   decoded = np.concatenate(decoded)[AMR_WB_DELAY:]
-  return fitted(decoded, len(audio)), kbps * 1000 * len(audio) / SAMPLE_RATE
+  return fit_length(decoded, len(audio)), kbps * 1000 * len(audio) / SAMPLE_RATE
 
 
 def _amrwb_libraries():

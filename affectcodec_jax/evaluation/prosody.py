@@ -2,7 +2,8 @@
 
 import numpy as np
 
-FRAME = 320  # 20 ms
+from affectcodec_jax.common.constants import HOP_LENGTH
+
 SILENCE_DB = 30.0  # frames this far below the original's loudest one are pauses
 
 
@@ -50,4 +51,5 @@ def correlation(a, b):
 
 
 def _frames(audio):
-  return np.pad(audio, (0, -len(audio) % FRAME)).reshape(-1, FRAME).astype(np.float64)  # [frames, 320]
+  whole = np.pad(audio, (0, -len(audio) % HOP_LENGTH))
+  return whole.reshape(-1, HOP_LENGTH).astype(np.float64)  # [frames, 320]

@@ -6,7 +6,8 @@ import pathlib
 
 import soundfile
 
-from affectcodec_jax.audio import SAMPLE_RATE, at_codec_level
+from affectcodec_jax.audio import at_codec_level
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import describe, require_extra
 from affectcodec_jax.common.files import write_whole
 from affectcodec_jax.common.labels import EMOTIONS
@@ -58,7 +59,7 @@ def write_report(path, results, rows, systems, read, num_clips):
 
 
 def left_out(results):
-  """Columns that say nothing of so few speakers or labelled emotions (`summary.limits`)."""
+  """Columns that say nothing of so few speakers or labelled emotions (`summary.caveats`)."""
   few = results['speakers'] < FEWEST
   kinds = {'macro', 'weighted', 'accuracy'} if few or labelled_emotions(results) < 2 else set()
   kinds |= {'agreement'} if few else set()

@@ -18,7 +18,7 @@ from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.evenly import evenly
 from affectcodec_jax.common.places import cache_folder
-from affectcodec_jax.evaluation.systems import dated
+from affectcodec_jax.evaluation.statistics import speaker_of
 
 
 def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, labelled=False, metrics=('all',),
@@ -47,13 +47,14 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
   from affectcodec_jax.data.folder import FolderSource
   from affectcodec_jax.emotion.judges import EGEMAPS, svm_posteriors
   from affectcodec_jax.evaluation import facts, scoring, summary
+  from affectcodec_jax.evaluation.classifiers import classifier_version
 
   if limit < 0 or jobs < 1 or clips < 0:
     raise UserError('--limit and --clips must be at least 0, --jobs at least 1')
   out, cache = make_folder(out), make_folder(cache or default_cache())
   folder = pathlib.Path(judges or packaged.FOLDER)
   metrics, absent = choose_metrics(metrics, folder)
-  models = {name: model_version(name) for name in classifiers}
+  models = {name: classifier_version(name) for name in classifiers}  # loaded now, not after an hour
   svm = None
   if 'egemaps' in metrics:
     try:
@@ -73,16 +74,9 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
   if not chosen:
     raise UserError(f'{data}: no file of split {split} has a known emotion')
   places = {}  # where in the source a file is
-
-  def items():
-    for i in chosen:
-      item = source[i]
-      if item is not None:
-        places[item['name']] = i
-        yield item
-
+  scored = scoring.score_files(_items(source, chosen, places), checkpoint, peers, metrics, str(folder),
+                               models, cache, jobs)
   rows, signal = [], []
-  scored = scoring.score_files(items(), checkpoint, peers, metrics, str(folder), models, cache, jobs)
   for item, records in progress.bar(scored, total=len(chosen), unit='file', smoothing=0):
     rows += summary.make_rows(item, records)
     if sum(map(len, signal)) < facts.SECONDS * SAMPLE_RATE:
@@ -95,19 +89,13 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
   signal = facts.looped(signal)
   results = {
       'checkpoint': str(checkpoint), 'step': codec.step if codec else None, 'split': split,
-      'files': len({r['file'] for r in rows}), 'speakers': len({r['speaker'] or r['file'] for r in rows}),
+      'files': len({r['file'] for r in rows}), 'speakers': len(set(map(speaker_of, rows))),
       'seconds': sum(r['seconds'] for r in rows if r['system'] == 'original'),
       'skipped': source.skipped, 'judges': names, 'metrics': metrics | models, 'absent': absent,
-      'limits': summary.limits(rows), 'failures': summary.failures(rows, names),
+      'limits': summary.caveats(rows), 'failures': summary.failures(rows, names),
       'systems': summary.summarise(rows, names)}
   for system in systems[1:]:
-    try:  # a copy each time: the codec under test does not encode the same array twice
-      factor = facts.real_time_factor(
-          lambda run=system.run: run(signal.copy()), len(signal) / SAMPLE_RATE, times=3)
-    except Exception as e:  # of a peer; its scores say so too
-      print(f'{system.label}: not timed ({type(e).__name__}: {e})', file=sys.stderr)
-      factor = None
-    results['systems'][system.label]['encode_and_decode'] = factor
+    results['systems'][system.label]['encode_and_decode'] = _time(system, signal)
   if codec:
     top = max((s for s in systems if s.name == 'affectcodec'), key=lambda s: s.kbps).label
     results['codec'] = facts.codec_facts(
@@ -122,6 +110,25 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
       print(f'report: {out / "report.html"}')
     except UserError as e:
       print(f'no report: {e}', file=sys.stderr)
+
+
+def _items(source, chosen, places):
+  """Yields the files that can be read, and keeps in `places` where each is, by its name."""
+  for i in chosen:
+    item = source[i]
+    if item is not None:
+      places[item['name']] = i
+      yield item
+
+
+def _time(system, signal):
+  """Seconds that a system takes for a second of `signal`, with their range; None where it fails."""
+  from affectcodec_jax.evaluation import facts
+  try:  # a copy each time: the codec under test does not encode the same array twice
+    return facts.real_time_factor(lambda: system.run(signal.copy()), len(signal) / SAMPLE_RATE, times=3)
+  except Exception as e:  # of a peer; its scores say so too
+    print(f'{system.label}: not timed ({type(e).__name__}: {e})', file=sys.stderr)
+    return None
 
 
 def default_cache():
@@ -153,17 +160,6 @@ def choose_metrics(names, folder=packaged.FOLDER):
         raise
       absent[name] = str(e)
   return versions, absent
-
-
-def model_version(name):
-  """What says whether a user's model is still the one that judged.
-
-  Raises:
-    UserError: it does not load.
-  """
-  from affectcodec_jax.evaluation.classifiers import hugging_face
-  hugging_face(name)  # now, not after an hour
-  return dated(name)
 
 
 def choose_files(source, limit, labelled):

@@ -13,11 +13,13 @@ import json
 import pathlib
 import warnings
 
-from affectcodec_jax.audio import SAMPLE_RATE, at_codec_level
+from affectcodec_jax import __version__
+from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.common import workers
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError, describe
 from affectcodec_jax.common.files import write_whole
-from affectcodec_jax.evaluation.metrics import METRICS, remembered
+from affectcodec_jax.evaluation.metrics import METRICS, memoize_last
 from affectcodec_jax.evaluation.peers import make_peers
 from affectcodec_jax.evaluation.systems import System
 
@@ -26,7 +28,7 @@ ORIGINAL = System('original', 0.0, lambda audio: (audio, 16 * len(audio)), '1')
 
 def codec_systems(codec):
   """The codec under test at each of its rates. A clip is encoded once, and decoded from prefixes."""
-  encode = remembered(lambda audio: codec.encode(audio, SAMPLE_RATE))
+  encode = memoize_last(lambda audio: codec.encode(audio, SAMPLE_RATE))
 
   def run(audio, kbps):
     tokens = encode(audio)
@@ -34,7 +36,8 @@ def codec_systems(codec):
     bits = codes.size * tokens.bits_per_code
     return codec.decode(tokens, kbps), bits, codes.tolist()
 
-  return [System('affectcodec', kbps, functools.partial(run, kbps=kbps), codec.fingerprint.hex())
+  version = f'{codec.fingerprint.hex()} affectcodec_jax {__version__}'  # the decoder is code too
+  return [System('affectcodec', kbps, functools.partial(run, kbps=kbps), version)
           for kbps in (codec.stage_kbps * stages for stages in codec.config.rates)]
 
 

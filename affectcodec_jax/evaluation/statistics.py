@@ -20,11 +20,16 @@ DRAWS = 10_000  # of few speakers, whose bounds lie far out; of many fewer, see 
 FEWEST = 6
 
 
+def speaker_of(row):
+  """Who speaks: names are a corpus's own, and rows without one count as speakers of their own."""
+  return (row.get('corpus', ''), row['speaker']) if row['speaker'] else row['file']
+
+
 def speaker_groups(rows):
-  """Row numbers of each speaker; rows without one count as speakers of their own."""
+  """Row numbers of each speaker."""
   groups = {}
   for i, row in enumerate(rows):
-    groups.setdefault(row['speaker'] or row['file'], []).append(i)
+    groups.setdefault(speaker_of(row), []).append(i)
   return [np.array(g) for g in groups.values()]
 
 

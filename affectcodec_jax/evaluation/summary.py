@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from affectcodec_jax.audio import SAMPLE_RATE
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.evaluation.classifiers import DIMENSIONS
-from affectcodec_jax.evaluation.statistics import FEWEST, Speakers
+from affectcodec_jax.evaluation.statistics import FEWEST, Speakers, speaker_of
 
 # What is a mean over clips: heading, +1 where more is better and -1 where less is, digits.
 COLUMNS = {
@@ -23,10 +23,10 @@ JUDGE_COLUMNS = {'macro': ('MEDR %', -1, 1), 'weighted': ('WEDR %', -1, 1), 'acc
                  'agreement': ('agreement', 1, 3), 'variation': ('variation', -1, 3)}
 
 
-def limits(rows):
+def caveats(rows):
   """What rows of so few recordings do not tell, a sentence each; an empty list where there are enough."""
   originals = [r for r in rows if r['system'] == 'original']
-  speakers = len({r['speaker'] or r['file'] for r in originals})
+  speakers = len(set(map(speaker_of, originals)))
   found = []
   if speakers < FEWEST:
     found.append(
@@ -186,26 +186,26 @@ def subset_scores(rows, originals, judges):
   for judge in judges:
     for name in ('agreement', 'variation'):
       scores[f'{judge}_{name}'] = _mean(speakers, rows, f'{judge}_{name}')
-    known = [r for r in rows if _tells(r, judge)]
+    known = [r for r in rows if _has_label(r, judge)]
     if known:
       drawn = Speakers(known)
       truth, after = (np.array([r[k] for r in known]) for k in ('emotion', f'{judge}_predicted'))
       count = np.ones(len(known), bool)
       scores[f'{judge}_accuracy'] = _counted(drawn.interval(drawn.recall(truth, after, macro=True)), count)
       for name in ('macro', 'weighted'):
-        scores[f'{judge}_{name}'] = _lost(known, originals, [judge], name)
+        scores[f'{judge}_{name}'] = _degradation(known, originals, [judge], name)
   if len(judges) > 1:  # the mean over judges, as in the paper
     for name in ('agreement', 'variation'):
       of_judges = [[r.get(f'{judge}_{name}') for judge in judges] for r in rows]
       values = np.array([np.nan if None in v else np.mean(v) for v in of_judges], np.float64)
       scores[f'all_{name}'] = _counted(speakers.ratio(values), np.isfinite(values))
-    known = [r for r in rows if all(_tells(r, judge) for judge in judges)]
+    known = [r for r in rows if all(_has_label(r, judge) for judge in judges)]
     for name in ('macro', 'weighted') if known else ():
-      scores[f'all_{name}'] = _lost(known, originals, judges, name)
+      scores[f'all_{name}'] = _degradation(known, originals, judges, name)
   return scores
 
 
-def _lost(rows, originals, judges, name):
+def _degradation(rows, originals, judges, name):
   """'macro' or 'weighted' degradation of recall, the mean over judges who all tell these rows."""
   speakers, truth = Speakers(rows), np.array([r['emotion'] for r in rows])
   lost = [speakers.degradation(truth, np.array([originals[r['file']][f'{judge}_predicted'] for r in rows]),
@@ -214,7 +214,7 @@ def _lost(rows, originals, judges, name):
   return _counted(speakers.interval(np.mean(lost, axis=0)), np.ones(len(rows), bool))
 
 
-def _tells(row, judge):
+def _has_label(row, judge):
   """Whether the judge classified the clip, its emotion is known, and they speak of the same emotions."""
   return (row['emotion'] >= 0 and row.get(f'{judge}_predicted') is not None
           and f'{judge}_labels' not in row)
@@ -233,6 +233,6 @@ def confusion(rows, judge):
   """Counts `[true][predicted]` of the clips with a known emotion."""
   table = np.zeros((len(EMOTIONS), len(EMOTIONS)), np.int64)
   for r in rows:
-    if _tells(r, judge):
+    if _has_label(r, judge):
       table[r['emotion'], r[f'{judge}_predicted']] += 1
   return table.tolist()

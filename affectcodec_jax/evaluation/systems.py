@@ -26,12 +26,18 @@ class System(NamedTuple):
     return f'{self.name} {self.kbps:g}' if self.kbps else self.name
 
 
-def dated(name):
+def model_stamp(name):
   """A model's name and, where it is a folder, the time of its newest file, by which another is known."""
   files = [p for p in pathlib.Path(name).rglob('*') if p.is_file()] if pathlib.Path(name).is_dir() else []
   return f'{name} {max((int(p.stat().st_mtime) for p in files), default="")}'.strip()
 
 
-def fitted(audio, length):
+def model_version(name, config, transformers):
+  """What says whether a model of the package `transformers` is still the same, by its configuration."""
+  commit = getattr(config, '_commit_hash', None) or ''
+  return f'{model_stamp(name)} {commit} transformers {transformers.__version__}'
+
+
+def fit_length(audio, length):
   """Cut or padded with zeros to `length` samples, float32."""
   return np.pad(audio[:length], (0, max(0, length - len(audio)))).astype(np.float32)

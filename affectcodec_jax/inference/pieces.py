@@ -11,8 +11,7 @@ import functools
 import jax
 import numpy as np
 
-from affectcodec_jax.audio import SAMPLE_RATE
-from affectcodec_jax.common.constants import HOP_LENGTH
+from affectcodec_jax.common.constants import HOP_LENGTH, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import emotion_context, encoder_features
 from affectcodec_jax.inference.pooling import pool_parts

@@ -8,9 +8,9 @@ follows a recording, silence for the encoder and the last frame again for the de
 
 import numpy as np
 
-from affectcodec_jax.audio import SAMPLE_RATE, apply_gain, to_mono
+from affectcodec_jax.audio import apply_gain, to_mono
 from affectcodec_jax.common.arrays import as_array, check_number
-from affectcodec_jax.common.constants import HOP_LENGTH
+from affectcodec_jax.common.constants import HOP_LENGTH, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.inference.pieces import cut, inside
 from affectcodec_jax.inference.pooling import join_parts, pool_parts

@@ -223,7 +223,8 @@ def _encode_chunk(encode: Encode, chunk: Chunk) -> list[Encoded]:
 def _encode(load: Load, checkpoint: AnyPath, kbps: float | None, batch: int,
             paths: Sequence[AnyPath]) -> list[Encoded]:
   """Tokens, or the reason why there are none, of each path."""
-  from affectcodec_jax.audio import SAMPLE_RATE, read_audio
+  from affectcodec_jax.audio import read_audio
+  from affectcodec_jax.common.constants import SAMPLE_RATE
   codec = _load(load, checkpoint)
   audio, results = {}, {}  # by place in `paths`
   for i, path in enumerate(paths):

@@ -117,10 +117,7 @@ def lower_step(config, devices, adversarial, platform='tpu'):
   Raises:
     UserError: the batch does not divide over the devices.
   """
-  pieces = len(devices) * config.train.accumulate
-  if config.train.batch_size % pieces:
-    raise UserError(f'train.batch_size={config.train.batch_size} does not divide over {len(devices)} '
-                    f'devices in {config.train.accumulate} pieces; use a multiple of {pieces}')
+  parallel.check_batch(config, len(devices))
   state, frozen, batch = abstract_arguments(config)
   if config.train.parallel == 'pmap':
     count = len(devices)

@@ -19,12 +19,26 @@ from affectcodec_jax.common.errors import UserError, brief
 from affectcodec_jax.inference import restore
 
 
+class _CheckpointManager(ocp.CheckpointManager):
+  """Counts the steps at which it asks whether to stop, itself in `save` too, from the first one.
+
+  The processes agree to stop at the first count beyond what any of them has named, which is 1 until they
+  ask: so a TERM while the first step is compiled is not missed by a run that goes on at a later step.
+  """
+
+  _first = None
+
+  def reached_preemption(self, step):
+    self._first = step if self._first is None else self._first
+    return super().reached_preemption(step - self._first + 1)
+
+
 def make_manager(workdir, keep=3):
   """A manager of `workdir`/checkpoints that writes in the background and keeps the last `keep`."""
   options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
   with buckets.as_user_error(workdir):
     path = buckets.folder(workdir) / 'checkpoints'
-    return ocp.CheckpointManager(path, options=options, item_names=restore.ITEMS)
+    return _CheckpointManager(path, options=options, item_names=restore.ITEMS)
 
 
 def save(manager, state, iterator):

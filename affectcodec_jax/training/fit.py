@@ -8,26 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from affectcodec_jax.api import use_compilation_cache
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import make_folder
-from affectcodec_jax.config import check_data, check_positive, save_config
+from affectcodec_jax.common.places import use_compilation_cache
+from affectcodec_jax.config import save_config
 from affectcodec_jax.data import pipeline
 from affectcodec_jax.inference.release import is_release
 from affectcodec_jax.models.params import save_params
 
 # What is needed of a configuration besides what the command itself needs.
 FIT_FIELDS = ('steps', 'batch_size', 'lr', 'weight_decay', 'ema_decay', 'log_every')
-
-
-def check(config):
-  """Checks what a training needs of sections `train` and `data`.
-
-  Raises:
-    UserError: names the field that is out of range.
-  """
-  check_positive(config, 'train', ('steps', 'batch_size', 'log_every'))
-  check_data(config)
 
 
 def open_workdir(workdir, network):

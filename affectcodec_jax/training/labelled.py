@@ -1,5 +1,6 @@
 """What training on emotion labels has in common: the loss, the held-out speakers, the printed scores."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -11,7 +12,7 @@ from affectcodec_jax.data import pipeline
 def cross_entropy(logits, emotion, smoothing):
   """Mean over the clips that have a label, -1 being none: logits `[B, emotions]`, emotion `[B]`."""
   known = emotion >= 0
-  labels = jnp.eye(logits.shape[-1])[jnp.maximum(emotion, 0)]
+  labels = jax.nn.one_hot(emotion, logits.shape[-1])
   loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, smoothing))
   return jnp.sum(loss * known) / jnp.maximum(known.sum(), 1)
 

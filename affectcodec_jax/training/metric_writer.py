@@ -1,5 +1,6 @@
 """Where a run's numbers go: terminal, metrics.jsonl, TensorBoard, sound and pictures."""
 
+import collections
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ from affectcodec_jax.common import progress
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import parse_json, whole, write_whole
 from affectcodec_jax.common.pictures import spectrogram
+from affectcodec_jax.training.parallel import fetch_scalars
 
 _EVENTS = 'run'  # names the writer that TensorBoard's events go through
 
@@ -76,6 +78,51 @@ class MetricWriter:
     self.board.close()
     if self.events.error:
       logging.warning('tensorboard/: not all could be written (%s)', self.events.error.strerror)
+
+
+class PendingMetrics:
+  """Metrics of steps, written in order when they are known: the loop never waits for the last two.
+
+  Args:
+    writer: a `MetricWriter`, or None in a process that writes nothing.
+    step: where the run begins.
+    log_every: steps between two that are written.
+    advice: what to do about a loss that is not finite.
+  """
+
+  def __init__(self, writer, step, log_every, advice):
+    self._writer, self._log_every, self._advice = writer, log_every, advice
+    self._pending = collections.deque()
+    self._clock = (time.time(), step)
+
+  def add(self, step, values, others):
+    """Takes the metrics of a step: `values` scalars on the devices, `others` of this process.
+
+    Raises:
+      UserError: one of an earlier step is not finite.
+    """
+    self._pending.append((step, values, others))
+    self.drain(2)
+
+  def drain(self, keep=0):
+    """Waits for all but the last `keep` steps.
+
+    Raises:
+      UserError: a metric is not finite.
+    """
+    while len(self._pending) > keep:
+      step, values, others = self._pending.popleft()
+      finite = {'finite': values.pop('finite')}
+      if step % self._log_every == 0 or not fetch_scalars(finite)['finite']:
+        scalars = fetch_scalars(values)
+        check_finite(step, scalars, self._advice)
+        before, at = self._clock
+        scalars['steps_per_second'] = (step - at) / max(time.time() - before, 1e-9)
+        self._clock = time.time(), step
+        if self._writer:
+          self._writer.write(step, scalars | others)
+      if self._writer:
+        self._writer.advance(step)
 
 
 class _EventFiles:

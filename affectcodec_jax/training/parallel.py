@@ -91,8 +91,9 @@ def make_parallel(config) -> Parallel:
   # Under the name of the axis: with another the step would be traced again for what it returned itself.
   replicate = functools.partial(jax_utils.replicate, axis_name=AXIS)
   local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return Parallel(lambda shapes: jax.tree.map(lambda _: local, shapes), replicate, split_batch,
-                  functools.partial(pmap_train_step, config), unreplicate, unreplicate)
+  return Parallel(
+      sharding=lambda shapes: jax.tree.map(lambda _: local, shapes), place=replicate, split=split_batch,
+      compile=functools.partial(pmap_train_step, config), to_save=unreplicate, fetch=unreplicate)
 
 
 def laid_out(shapes, sharding):
@@ -100,7 +101,7 @@ def laid_out(shapes, sharding):
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
 
 
-def numbers(metrics):
+def fetch_scalars(metrics):
   """A step's metrics, scalars that are the same on every device, as floats, by one transfer."""
   first = [x.addressable_shards[0].data for x in metrics.values()]
   return dict(zip(metrics, np.asarray(_row(first)).tolist()))
@@ -123,12 +124,20 @@ def local_batch_size(config):
   Raises:
     UserError: the batch does not divide over devices and accumulated pieces.
   """
-  pieces = jax.device_count() * config.train.accumulate
-  if config.train.batch_size % pieces:
-    raise UserError(f'train.batch_size={config.train.batch_size} does not divide over {jax.device_count()} '
-                    f'devices in {config.train.accumulate} pieces (train.accumulate); use a multiple of '
-                    f'{pieces}')
+  check_batch(config, jax.device_count())
   return config.train.batch_size // jax.process_count()
+
+
+def check_batch(config, devices):
+  """Checks that the batch divides over so many devices and accumulated pieces.
+
+  Raises:
+    UserError: it does not.
+  """
+  pieces = devices * config.train.accumulate
+  if config.train.batch_size % pieces:
+    raise UserError(f'train.batch_size={config.train.batch_size} does not divide over {devices} devices in '
+                    f'{config.train.accumulate} pieces (train.accumulate); use a multiple of {pieces}')
 
 
 def split_batch(batch):
@@ -157,7 +166,7 @@ def make_mesh(config, devices=None):
 
 def state_sharding(mesh, tree):
   """How a mesh's devices hold the arrays, or shapes, of a state or of frozen parameters."""
-  return jax.tree.map(lambda x: NamedSharding(mesh, spec(np.shape(x), mesh.shape['fsdp'])), tree)
+  return jax.tree.map(lambda x: NamedSharding(mesh, fsdp_spec(np.shape(x), mesh.shape['fsdp'])), tree)
 
 
 def batch_sharding(mesh):
@@ -206,11 +215,12 @@ def _mesh(config):
       return jax.tree.map(np.array, jax.device_get(tree))
     return multihost_utils.process_allgather(tree, tiled=True)
 
-  return Parallel(functools.partial(state_sharding, mesh), place, split,
-                  functools.partial(mesh_train_step, config, mesh), lambda state: state, fetch)
+  return Parallel(
+      sharding=functools.partial(state_sharding, mesh), place=place, split=split,
+      compile=functools.partial(mesh_train_step, config, mesh), to_save=lambda state: state, fetch=fetch)
 
 
-def spec(shape, parts):
+def fsdp_spec(shape, parts):
   """Splits the longest axis that `parts` divides over `fsdp`; small arrays and others stay whole."""
   if parts == 1 or np.prod(shape) < 1024:
     return PartitionSpec()

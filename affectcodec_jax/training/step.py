@@ -52,7 +52,7 @@ def schedule(config, step) -> Schedule:
       true_pitch=jnp.clip(1 - step / t.true_pitch_steps, 0.0, 1.0) if t.true_pitch_steps else jnp.zeros(()))
 
 
-def learns(config, name):
+def is_trainable(config, name):
   """Whether parameters of this name change: all of them, or with `train.decoder_only` the decoder's."""
   return not config.train.decoder_only or name == 'decoder'
 
@@ -74,7 +74,7 @@ def _reconstruct(config, codec, params, batch, features, rounding):
   commitment = jnp.sum(active * quantized.commitment, 0) / jnp.sum(active, 0)
   latents = jnp.stack([codec.apply(variables, quantized.values[:m], method=Codec.latent)
                        for m in config.rates], axis=1)  # [B, R, T, d]
-  at_rate = at_clip_rate(latents, rate)  # [B, T, d]
+  at_rate = select_rate(latents, rate)  # [B, T, d]
   emotion = codec.apply(variables, at_rate, method=Codec.emotion_features)
   every = latents if config.loss.multi_rate else at_rate[:, None]  # [B, R, T, d]
   rates = every.shape[1]
@@ -88,11 +88,11 @@ def _reconstruct(config, codec, params, batch, features, rounding):
     pitch = {'pitch': losses.pitch_distance(controls.pitch, f0, voiced),
              'voicing': losses.voicing_distance(controls.voicing, voiced)}
   decoded = decoded.reshape(-1, rates, audio.shape[1])  # [B, R, L]
-  decoded_at_rate = at_clip_rate(decoded, rate) if config.loss.multi_rate else decoded[:, 0]
+  decoded_at_rate = select_rate(decoded, rate) if config.loss.multi_rate else decoded[:, 0]
   return decoded, decoded_at_rate, emotion, commitment, pitch
 
 
-def at_clip_rate(by_rate, rate):
+def select_rate(by_rate, rate):
   """Of `[B, R, ...]` what is at the rates `[B]` of the clips: `[B, ...]`."""
   chosen = jax.nn.one_hot(rate, by_rate.shape[1], dtype=bool)  # [B, R]
   chosen = chosen.reshape(*chosen.shape, *(1,) * (by_rate.ndim - 2))
@@ -101,7 +101,7 @@ def at_clip_rate(by_rate, rate):
 
 def generator_loss(params, disc_params, frozen, batch, rounding, config, adversarial):
   """Total loss, (each loss by itself, the decoded audio `[B, L]`)."""
-  params = {name: value if learns(config, name) else jax.lax.stop_gradient(value)
+  params = {name: value if is_trainable(config, name) else jax.lax.stop_gradient(value)
             for name, value in params.items()}
   codec, discriminator = make_codec(config), make_discriminator(config)
   weight, audio, rate = config.loss, batch['audio'], batch['rate']
@@ -121,7 +121,7 @@ def generator_loss(params, disc_params, frozen, batch, rounding, config, adversa
     """Mean of `[B, R]` at the clips' rates and, `multi_rate` times as much, at all: one weight in all."""
     if not weight.multi_rate:
       return by_rate.mean()
-    at_rates = at_clip_rate(by_rate, rate).mean()
+    at_rates = select_rate(by_rate, rate).mean()
     return (at_rates + weight.multi_rate * by_rate.mean()) / (1 + weight.multi_rate)
 
   parts = {
@@ -237,7 +237,7 @@ def train_step(state: TrainState, frozen, batch, *, config, adversarial, axis_na
   updates, opt_state = make_optimizer(config, config.train.lr).update(
       grads, state.opt_state, state.params)
   # Without a gradient there would still be decay, and what is left of earlier steps' moments.
-  updates = {name: value if learns(config, name) else jax.tree.map(jnp.zeros_like, value)
+  updates = {name: value if is_trainable(config, name) else jax.tree.map(jnp.zeros_like, value)
              for name, value in updates.items()}
   params = optax.apply_updates(state.params, updates)
   # The average starts short and lengthens, so that early checkpoints are not the initial weights.
