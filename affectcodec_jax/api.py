@@ -16,10 +16,11 @@ import numpy.typing as npt
 from affectcodec_jax import audio as audio_lib
 from affectcodec_jax.common import buckets, packaged, run_files
 from affectcodec_jax.common.arrays import as_array, check_number
+from affectcodec_jax.common.compilation_cache import use_compilation_cache
 from affectcodec_jax.common.constants import FRAME_RATE, HOP_LENGTH
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import AnyPath
-from affectcodec_jax.common.places import no_device, use_compilation_cache
+from affectcodec_jax.common.places import no_device
 from affectcodec_jax.config import load_config
 from affectcodec_jax.inference import hub, release, weights
 from affectcodec_jax.inference.pieces import Inference

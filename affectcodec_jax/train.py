@@ -64,7 +64,7 @@ def train(config, workdir, init_from=None):
 def _train(config, workdir, files, init_from):
   import jax
 
-  from affectcodec_jax.common.places import use_compilation_cache
+  from affectcodec_jax.common.compilation_cache import use_compilation_cache
   from affectcodec_jax.inference import release
   from affectcodec_jax.training import checkpoints, metric_writer, parallel
   from affectcodec_jax.training.held_out import make_listener

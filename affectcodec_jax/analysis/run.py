@@ -151,7 +151,7 @@ def rate_distortion(args, picture):
   from affectcodec_jax.analysis import plots
   from affectcodec_jax.analysis import rate_distortion as rd
   from affectcodec_jax.common import progress
-  from affectcodec_jax.common.places import use_compilation_cache
+  from affectcodec_jax.common.compilation_cache import use_compilation_cache
   from affectcodec_jax.config import parse_args, validate
   from affectcodec_jax.inference import weights
   frames = int(args.seconds * FRAME_RATE)

@@ -20,15 +20,6 @@ def cache_folder(name):
   return folder if os.access(folder, os.W_OK) else None
 
 
-def use_compilation_cache():
-  """Keeps programs that JAX compiles in the user's cache folder, so that a second start is quick."""
-  import jax
-  option = 'jax_compilation_cache_dir'
-  folder = cache_folder('jax')
-  if folder and getattr(jax.config, option) is None:
-    jax.config.update(option, folder)
-
-
 def no_device(error):
   """One line for what JAX raises without a device."""
   variable = next((v for v in ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME') if os.environ.get(v)), 'JAX_PLATFORMS')

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from affectcodec_jax.common.compilation_cache import use_compilation_cache
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import make_folder
-from affectcodec_jax.common.places import use_compilation_cache
 from affectcodec_jax.config import save_config
 from affectcodec_jax.data import pipeline
 from affectcodec_jax.inference.release import is_release
