@@ -127,7 +127,8 @@ def test_an_error_is_one_line_whatever_the_name(capsys, caplog):
 def test_no_home(tmp_path):
   """A folder called `~` appeared."""
   code = ('import os, pwd\npwd.getpwuid = lambda uid: (_ for _ in ()).throw(KeyError(uid))\n'
-          'from affectcodec_jax.common import compilation_cache\nimport jax\ncompilation_cache.use_compilation_cache()\n'
+          'from affectcodec_jax.common import compilation_cache\nimport jax\n'
+          'compilation_cache.use_compilation_cache()\n'
           'print(jax.config.jax_compilation_cache_dir)')
   places = ('HOME', 'XDG_CACHE_HOME', 'JAX_COMPILATION_CACHE_DIR')
   env = {k: v for k, v in os.environ.items() if k not in places}
