@@ -167,10 +167,21 @@ test('mistakes get one clear line, and what was there stays', async () => {
   await fails('short.wav', /too short/);
   await fails('damaged.afc', /damaged/);
   await fails('other.afc', /made by model/);
+  await fails('long.afc', /more than 120 s/);
   assert.equal((await saved('#save-afc')).length, readFileSync(inFolder('2.afc')).length);
   await page.click('#record'); // headless Chromium asks nobody and refuses
   await idle();
   assert.match(await text('#error'), /microphone/);
+});
+
+test('a WAV whose header was never finished is read to its end', async () => {
+  const wav = readFileSync(inFolder('speech.wav'));
+  const samples = (wav.length - 44) / 2;
+  wav.writeUInt32LE(0, 40); // of a recorder that was killed
+  writeFileSync(inFolder('unfinished.wav'), wav);
+  await drop('unfinished.wav');
+  assert.equal(await text('#error'), '');
+  assert.equal(unpack(await saved('#save-afc')).samples, samples);
 });
 
 test('a recording from the microphone', async () => {

@@ -7,9 +7,10 @@ import numpy as np
 import soundfile
 
 from affectcodec_jax import api
-from affectcodec_jax.audio import SAMPLE_RATE, read_audio, resample, write_audio
+from affectcodec_jax.audio import read_audio, resample, write_audio
+from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.tokens.afc import write_tokens
+from affectcodec_jax.tokens.afc import Tokens, write_tokens
 
 SECONDS = 5
 
@@ -27,6 +28,9 @@ def main(folder):
     tokens = codec.encode(speech, SAMPLE_RATE, codec.stage_kbps * m)
     write_tokens(folder / f'{m}.afc', tokens)
     write_audio(folder / f'{m}.wav', codec.decode(tokens))
+  frames = 6001  # two minutes and a frame
+  write_tokens(folder / 'long.afc', Tokens(
+      np.zeros((frames, 1), np.int32), frames * codec.hop_length, 0.0, codec.fingerprint))
 
 
 if __name__ == '__main__':
