@@ -89,8 +89,9 @@ class TfdsSource:
     self._label_names = getattr(features[self._emotion], 'names', None) if self._emotion else None
     self._rate = getattr(features[self._audio], 'sample_rate', None)
     if not self._rate:
-      raise UserError(f'{name}: does not say its sample rate; build it with '
-                      'tfds.features.Audio(sample_rate=…)')
+      logging.warning('%s: does not say its sample rate, %d Hz is assumed; where that is wrong, build it with '
+                      'tfds.features.Audio(sample_rate=…)', name, SAMPLE_RATE)
+      self._rate = SAMPLE_RATE
     try:
       self._source = builder.as_data_source(split)
     except NotImplementedError as e:
