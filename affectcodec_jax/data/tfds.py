@@ -89,7 +89,7 @@ class TfdsSource:
     self._label_names = getattr(features[self._emotion], 'names', None) if self._emotion else None
     self._rate = getattr(features[self._audio], 'sample_rate', None)
     if not self._rate:
-      logging.warning('%s: does not say its sample rate, %d Hz is assumed; where that is wrong, build it with '
+      logging.warning('%s: does not say its sample rate, %d Hz is assumed; if that is wrong, build it with '
                       'tfds.features.Audio(sample_rate=…)', name, SAMPLE_RATE)
       self._rate = SAMPLE_RATE
     try:
