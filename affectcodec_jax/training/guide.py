@@ -60,23 +60,26 @@ def read_clips(source, config, params, folder):
     with np.load(paths[2]) as kept:
       if str(kept['what']) == what:
         return Clips(*(np.load(p, 'r') for p in paths[:2]), kept['ends'], kept['emotion'])
-  items = [item for item in (source[i] for i in range(len(source))) if item is not None]
-  if not items:
+  sounds, emotion = [], []
+  for i in range(len(source)):
+    if (item := source[i]) is not None:
+      sounds.append(at_codec_level(item['audio'])[:_MAX_FRAMES * HOP_LENGTH].astype(np.float16))
+      emotion.append(item['emotion'])
+  if not sounds:
     raise UserError('none of the clips to train on could be read; check the data')
-  lengths = [min(-(-len(item['audio']) // HOP_LENGTH), _MAX_FRAMES) for item in items]
+  lengths = [-(-len(sound) // HOP_LENGTH) for sound in sounds]
   ends = np.cumsum([0, *lengths])
   frames = int(ends[-1])  # a plain number, for the headers of the files
   folder.mkdir(parents=True, exist_ok=True)
   paths[2].unlink(missing_ok=True)  # it says that the others are whole
   audio = np.lib.format.open_memmap(paths[0], 'w+', np.float16, (frames, HOP_LENGTH))
-  for item, start, count in zip(items, ends, lengths):
-    sound = at_codec_level(item['audio'])[:count * HOP_LENGTH]
+  for sound, start, count in zip(sounds, ends, lengths):
     audio[start:start + count].reshape(-1)[:len(sound)] = sound
   features = np.lib.format.open_memmap(paths[1], 'w+', np.float16, (frames, config.teacher.dim))
   for start, found in _features(audio, ends, config, params):
     features[start:start + len(found)] = found
   _take_out_place(features, ends)
-  emotion = np.array([item['emotion'] for item in items])
+  emotion = np.array(emotion)
   np.savez(paths[2], ends=ends, emotion=emotion, what=what)  # last: what is there is whole
   return Clips(audio, features, ends, emotion)
 
