@@ -113,9 +113,6 @@ def generator_loss(params, disc_params, frozen, batch, rounding, config, adversa
   flat = decoded.reshape(clips * rates, -1)  # [B*R, L]
   targets = [jnp.repeat(t, rates, axis=0) for t in losses.mel_targets(audio, weight.mel_floor)]
   mel = losses.mel_distance(losses.mel_targets(flat, weight.mel_floor), targets).reshape(clips, rates)
-  decoded_features = teacher_features(config, frozen, flat)
-  cycle = losses.emotion_cycle(
-      decoded_features, jnp.repeat(features, rates, axis=0)).reshape(clips, rates)
 
   def mixed(by_rate):
     """Mean of `[B, R]` at the clips' rates and, `multi_rate` times as much, at all: one weight in all."""
@@ -129,8 +126,12 @@ def generator_loss(params, disc_params, frozen, batch, rounding, config, adversa
       'waveform': losses.waveform_l1(at_rate, audio).mean(),
       'commitment': commitment.mean(),
       'emotion': losses.emotion_l2(emotion, features).mean(),
-      'cycle': mixed(cycle),
   } | {name: value.mean() for name, value in pitch.items()}
+  of_rates = {'mel': mel}  # [B, R] each
+  if weight.cycle:  # costs the teacher on all that is decoded
+    cycle = losses.emotion_cycle(
+        teacher_features(config, frozen, flat), jnp.repeat(features, rates, axis=0)).reshape(clips, rates)
+    of_rates['cycle'], parts['cycle'] = cycle, mixed(cycle)
   if weight.posterior:
     logits = [teacher_logits(config, frozen, x) for x in (emotion, features)]
     parts['posterior'] = losses.emotion_posterior(*logits).mean()
@@ -140,8 +141,8 @@ def generator_loss(params, disc_params, frozen, batch, rounding, config, adversa
     parts['feature_matching'] = losses.feature_matching(real, fake).mean()
   total = sum(weight[name] * value for name, value in parts.items())
   if weight.multi_rate:
-    parts |= {f'mel_{m}_stages': v for m, v in zip(config.rates, mel.mean(axis=0))}
-    parts |= {f'cycle_{m}_stages': v for m, v in zip(config.rates, cycle.mean(axis=0))}
+    parts |= {f'{name}_{m}_stages': v for name, values in of_rates.items()
+              for m, v in zip(config.rates, values.mean(axis=0))}
   return total, (parts, at_rate)
 
 
