@@ -116,7 +116,7 @@ def validate(config: ConfigDict) -> None:
   quantized_from = t.unquantized_steps + t.rounding_steps
   if config.model.quantizer != 'rvq' and t.steps <= quantized_from:
     logging.warning('train.steps=%d end before the quantiser rounds at step %d (train.unquantized_steps + '
-                    'train.rounding_steps): the codec will not be used to its own tokens', t.steps,
+                    'train.rounding_steps): the decoder never trains on rounded codes', t.steps,
                     quantized_from)
 
 

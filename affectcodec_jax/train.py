@@ -87,7 +87,7 @@ def _train(config, workdir, files, init_from):
       f'{config.data.crop_seconds} s, run in {workdir}')
 
   # ---- Data, frozen networks, state ----
-  source, held_out, iterator = _open_data(config, batch_size)
+  source, held_out, clips, iterator = _open_data(config, batch_size)
   say(f'{len(source)} training clips from {config.data.source}')
   manager = checkpoints.make_manager(workdir, config.train.keep_checkpoints)
   parallel.check_same('the checkpoints', lambda: str(manager.all_steps()))
@@ -115,7 +115,7 @@ def _train(config, workdir, files, init_from):
       writer, step, config.train.log_every,
       f'the last good checkpoint is in {workdir}/checkpoints; lower train.lr or look at the data, then run '
       'again to continue from it')
-  listen = make_listener(config, held_out, frozen, files.folder, writer, devices.fetch)
+  listen = make_listener(config, held_out, clips, frozen, files.folder, writer, devices.fetch)
   stop = _catch_signals(config.train.distributed)
   programs = {}
 
@@ -124,6 +124,7 @@ def _train(config, workdir, files, init_from):
     return {'data/skipped': float(source.skipped)} if known else {}
 
   def checkpoint():
+    pending.drain()
     if step not in manager.all_steps():
       if writer:  # before it: what a run goes on from has its metrics
         writer.flush()
@@ -143,17 +144,14 @@ def _train(config, workdir, files, init_from):
       step += 1
       pending.add(step, values, skipped())
       last = step == config.train.steps
-      stopping = (config.train.distributed and manager.reached_preemption(step)) or stop
-      sampling = last or step % config.train.sample_every == 0
-      saving = last or step % config.train.checkpoint_every == 0 or stopping
-      if sampling or saving:
-        pending.drain()  # no state is heard or saved whose losses were not finite
       # First what is heard and measured at this step: a run goes on after its checkpoint.
-      if sampling:
+      if last or step % config.train.sample_every == 0:
+        pending.drain()  # nothing is heard or saved of a state whose losses were not finite
         listen(step, state.ema)
-      if saving:
+      if last or step % config.train.checkpoint_every == 0:
         checkpoint()
-      if stopping:
+      if (config.train.distributed and manager.reached_preemption(step)) or stop:
+        checkpoint()
         checkpoints.finish(manager)
         say(f'stopped at step {step}; the same command continues from there')
         break
@@ -171,7 +169,7 @@ def _train(config, workdir, files, init_from):
 
 
 def _open_data(config, batch_size):
-  """(training source, held-out source, iterator of this process's batches of `batch_size` clips)."""
+  """(training source, held-out source, clips of it to listen to, iterator of this process's batches)."""
   import jax
 
   from affectcodec_jax import config as config_lib
@@ -187,7 +185,9 @@ def _open_data(config, batch_size):
       source, config.data, batch_size=batch_size, crop_samples=config_lib.crop_samples(config),
       seed=config.seed, num_workers=config.data.num_workers, pitch=pitch,
       process_index=jax.process_index(), process_count=jax.process_count())
-  return source, pipeline.make_source(config.data, config.data.eval_split, config.seed), iterator
+  held_out = pipeline.make_source(config.data, config.data.eval_split, config.seed)
+  clips = pipeline.eval_clips(held_out, config.train.num_samples, max_seconds=4.0)
+  return source, held_out, clips, iterator
 
 
 def _load_frozen(config, copies, init_from):

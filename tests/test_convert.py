@@ -116,7 +116,7 @@ def test_recordings_are_not_replaced_by_what_is_decoded(run, quick, speech, tmp_
   assert convert('encode', speech, tokens, run) == 0
   assert convert('decode', tokens, speech, run) == 2
   said = capsys.readouterr()
-  assert said.err.count('is there already, and not made of') == said.err.count('\n') == 2
+  assert said.err.count('is there already, older than') == said.err.count('\n') == 2
   assert '1 decoded' in said.out  # b.wav, beside the recording b.flac
   assert {name: data for name, data in files(speech).items() if name in before} == before
 

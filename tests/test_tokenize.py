@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -168,9 +169,14 @@ def test_a_device_without_memory_is_not_the_recordings_fault(tmp_path):
     def encode_batch(self, *args):
       raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes')
 
-  soundfile.write(tmp_path / 'a.wav', np.zeros(8000), 16000)
+  short, long = tmp_path / 'a.wav', tmp_path / 'b.wav'
+  soundfile.write(short, np.zeros(8000), 16000)
+  soundfile.write(long, np.zeros(330000), 16000)  # as a whole, by a teacher with attention
+  encode = functools.partial(tokenize_corpus._encode, lambda checkpoint: Codec(), 'x', None, 2)
   with pytest.raises(UserError, match='not enough memory'):
-    tokenize_corpus._encode(lambda checkpoint: Codec(), 'x', None, 1, [tmp_path / 'a.wav'])
+    encode([short])
+  (tokens, reason), = encode([long])
+  assert tokens is None and 'RESOURCE_EXHAUSTED' in reason
 
 
 def test_a_killed_run_goes_on_to_the_same_files(made, run, corpus, tmp_path, capsys):

@@ -182,6 +182,22 @@ def test_every_field_has_a_range_and_every_configuration_its_fields():
       assert set(section) == set(schemas.SECTIONS[name].model_fields) - {'dropout', 'label_smoothing'}
 
 
+def test_what_only_training_reads_does_not_keep_a_codec_from_use(config, tmp_path):
+  """A release may have been trained by values that are refused today, or unknown ones."""
+  path = tmp_path / 'config.json'
+  for section, name, value, message in (
+      ('train', 'disc_lr', 0.0, None), ('train', 'stage_start', 'x', None), ('loss', 'pitch', None, None),
+      ('model', 'num_stages', 0, 'num_stages'), ('train', 'rate_probs', 1, 'rate_probs')):
+    plain = json.loads(config.to_json())
+    plain[section][name] = value
+    path.write_text(json.dumps(plain))
+    if message:
+      with pytest.raises(UserError, match=message):
+        config_lib.load_config(path)
+    else:
+      assert config_lib.load_config(path)[section][name] == value
+
+
 def test_a_training_that_never_rounds_says_so(config, caplog):
   config.train.update(steps=300, unquantized_steps=200, rounding_steps=100)
   config_lib.validate(config)

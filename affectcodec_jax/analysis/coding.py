@@ -29,7 +29,7 @@ def coding(clips, digit_bits, rates):
   """
   frames = np.array([len(c.codes) for c in clips])
   seconds = frames / FRAME_RATE
-  speakers = Speakers([{'speaker': c.speaker, 'file': c.name} for c in clips])
+  speakers = Speakers([{'corpus': c.corpus, 'speaker': c.speaker, 'file': c.name} for c in clips])
   fixed = static_bits(clips, digit_bits)
   tokens = [Tokens(c.codes, len(c.codes) * HOP_LENGTH, 0.0, bytes(8), sum(digit_bits),
                    digit_bits=digit_bits) for c in clips]

@@ -152,7 +152,8 @@ def score(clips, probabilities):
 def difference(clips, first, second):
   """Unweighted accuracy of one less that of the other, `[clips, emotions]` each, with its interval."""
   from affectcodec_jax.evaluation.statistics import Speakers
-  truth, speakers = np.array([c.emotion for c in clips]), Speakers([{'speaker': c.speaker} for c in clips])
+  truth = np.array([c.emotion for c in clips])
+  speakers = Speakers([{'corpus': c.corpus, 'speaker': c.speaker} for c in clips])
   recall = [speakers.recall(truth, p.argmax(axis=1), macro=True) for p in (first, second)]
   return speakers.interval(recall[0] - recall[1])
 

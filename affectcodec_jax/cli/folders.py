@@ -133,11 +133,13 @@ def _one(task):
   codec, args, convert, is_done = _job
   source, target = task
   try:
-    if target.is_file() and target.stat().st_mtime_ns > source.stat().st_mtime_ns and is_done(
-        codec, args, source, target):
+    overwrite = getattr(args, 'overwrite', None)  # None of encode: tokens can be made again
+    if not overwrite and target.is_file() and (
+        target.stat().st_mtime_ns > source.stat().st_mtime_ns and is_done(codec, args, source, target)):
       return 'kept', ''
-    if target.exists() and not getattr(args, 'overwrite', True):
-      raise UserError(f'{target}: is there already, and not made of {source}; --overwrite replaces it')
+    if overwrite is False and target.exists():
+      raise UserError(f'{target}: is there already, older than {source} or of another length; --overwrite '
+                      'replaces it')
     target.parent.mkdir(parents=True, exist_ok=True)
     convert(lambda: codec, args, source, target)
     return 'made', ''

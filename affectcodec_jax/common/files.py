@@ -105,11 +105,10 @@ def whole(path: AnyPath):
   """
   target = check_file(path)
   # Short, so that any name that can be written has one; its letters may take four bytes each.
-  temporary = target.with_name(f'.{target.name[:40]}.{secrets.token_hex(4)}.tmp')  # of hosts, too
+  # Random, for processes of several hosts.
+  temporary = target.with_name(f'.{target.name[:40]}.{secrets.token_hex(4)}.tmp')
   try:
     before = target.stat() if target.exists() else None
-    with contextlib.suppress(FileNotFoundError):
-      os.unlink(temporary)
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if before else 0o666))
     yield temporary
     if before:

@@ -1,9 +1,9 @@
 """Fields of a configuration, their types and ranges, and what the JSON files of codecs and corpora hold.
 
 A configuration to train by has every field of configs/base.py. `config.json` of a run and `codec.json` of a
-released codec may be older, and need only the fields without a default here, which using a codec reads.
-What one field cannot say by itself is in config.py. Fields that are not known here do no harm: a newer
-version may have more.
+released codec may be older: of `loss`, `data` and `train` they need only the fields without a default here,
+and the others are not looked at. The defaults say no more than that. What one field cannot say by itself is
+in config.py. Fields that are not known here do no harm: a newer version may have more.
 """
 
 from typing import Annotated, Literal
@@ -211,23 +211,33 @@ def read(path, schema, advice):
     raise UserError(f'{str(e).removesuffix("; check the path")}; {advice}') from e
   except ValueError as e:
     raise UserError(f'{path}: not JSON ({" ".join(str(e).split())[:100]}); {advice}') from e
-  if problem := find_problem(schema, value):
+  if problem := find_problem(schema, value, used=True):
     raise UserError(f'{path}: {problem}; {advice}')
   return value
 
 
-def find_problem(schema, value, partial=False):
+def find_problem(schema, value, partial=False, used=False):
   """The first field of `value` that does not fit `schema`, and why, or None.
 
-  With `partial` none need be there.
+  With `partial` none need be there; with `used` only what using a codec reads is looked at.
   """
   try:
     schema.model_validate(value)
   except pydantic.ValidationError as e:
     for error in e.errors():
+      if used and _is_of_training(error['loc']):
+        continue
       where = '.'.join(map(str, error['loc'])) or 'the whole'
       if error['type'] != 'missing':
         return f'{where}: {error["msg"]}, got {repr(error["input"])[:60]}'
       if not partial:
         return f'{where}: {error["msg"]}'
   return None
+
+
+def _is_of_training(loc):
+  """Whether an error is about a field that only training reads, by its place."""
+  for section, name in zip(loc, loc[1:]):
+    if section in ('loss', 'data', 'train'):
+      return not SECTIONS[section].model_fields[name].is_required()
+  return False

@@ -45,7 +45,8 @@ def pack(data, out, split=None, shard_files=1000, processes=None):
     {'clips', 'seconds', 'bytes', 'skipped'}: of all shards, in numbers.
 
   Raises:
-    UserError: no such data; `out` holds something else; nothing could be read.
+    UserError: no such data; `out` holds something else, or another process writes to it; nothing could be
+      read.
   """
   for name, value in (('--shard-files', shard_files), ('--processes', processes)):
     if value is not None and value < 1:

@@ -119,6 +119,9 @@ def _run_one(workdir, variant, seed, training, scoring, jobs):
     score += ['--judges', scoring['judges']]
   trained, scored = workdir / 'trained.json', workdir / 'test' / 'scored.json'
   if trained.exists() and (before := json.loads(trained.read_text())) != training:
+    if 'config_sha256' not in before:
+      return f'{workdir} holds a run of an earlier release, which did not record its configuration; give ' \
+             'another --out'
     changed = ', '.join(f'{k}={training[k]} (was {before.get(k)})' for k in training
                         if training[k] != before.get(k))
     return f'{workdir} holds a run with other settings, now {changed}; give another --out'

@@ -52,7 +52,8 @@ def score_judges(data, out, judge, teacher):
     return draws.interval(recall['teacher'] - recall['svm'])
 
   results['teacher_minus_svm'] = {
-      'over_speakers': lead([{'speaker': c['speaker'], 'file': c['name']} for c in test]),
+      'over_speakers': lead([{'corpus': c['corpus'], 'speaker': c['speaker'], 'file': c['name']}
+                             for c in test]),
       'over_clips': lead([{'speaker': c['name']} for c in test])}
   write_json(out / 'results.json', results)
   for name in predicted:

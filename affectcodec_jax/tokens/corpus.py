@@ -35,6 +35,7 @@ Encoded = tuple[Tokens | None, str]  # tokens or, where there are none, the reas
 Encode = Callable[[Sequence[AnyPath]], list[Encoded]]
 Chunk = tuple[int, list[Row]]  # number of the shard, recordings of it
 
+_PIECE = 20  # seconds that are encoded at once; some teachers read a longer recording whole
 _VERSION = 1  # of the files; a folder of another version is not gone on with
 
 
@@ -62,7 +63,8 @@ def tokenize(load: Load, data: AnyPath, out: AnyPath, checkpoint: AnyPath = 'pre
     {'clips', 'seconds', 'skipped'}: of all shards, in numbers.
 
   Raises:
-    UserError: no such data, codec or rate; `out` holds tokens of something else; nothing could be encoded.
+    UserError: no such data, codec or rate; `out` holds tokens of something else, or another process writes
+      to it; several processes on an accelerator, or one without memory; nothing could be encoded.
   """
   for name, value in (('--shard-files', shard_files), ('--processes', processes), ('--batch', batch)):
     if value is not None and value < 1:
@@ -239,10 +241,10 @@ def _encode(load: Load, checkpoint: AnyPath, kbps: float | None, batch: int,
     for i, tokens in zip(audio, encoded):
       results[i] = (tokens, '')
   except Exception as e:
-    if 'RESOURCE_EXHAUSTED' in str(e):  # pieces are of one length, so it is not the recording's fault
-      raise UserError('the device has not enough memory free; the same command goes on from here, with a '
-                      'smaller --batch perhaps') from e
     if len(paths) > 1:  # one of them: each by itself
       return [_encode(load, checkpoint, kbps, batch, [path])[0] for path in paths]
+    one_piece = len(audio.get(0, ())) <= _PIECE * SAMPLE_RATE
+    if 'RESOURCE_EXHAUSTED' in str(e) and one_piece:  # not the recording's fault
+      raise UserError('the device has not enough memory free; the same command goes on from here') from e
     results[0] = (None, describe(e, paths[0]))
   return [results[i] for i in range(len(paths))]

@@ -13,18 +13,18 @@ from affectcodec_jax.training import losses
 from affectcodec_jax.training.metric_writer import write_clips
 
 
-def make_listener(config, source, frozen, folder, writer, fetch):
+def make_listener(config, source, clips, frozen, folder, writer, fetch):
   """A function of (step, averaged parameters on the devices) that writes held-out losses and samples.
 
   Args:
     config: the configuration.
-    source: held-out clips.
+    source: held-out speech.
+    clips: items of it to decode for samples.
     frozen: parameters of the emotion networks.
     folder: of the run; samples go to `folder`/samples.
     writer: `MetricWriter`; None in a process that writes nothing, but has a part in `fetch`.
     fetch: of `Parallel`.
   """
-  clips = pipeline.eval_clips(source, config.train.num_samples, max_seconds=4.0)
   sampler = make_sampler(config, frozen, clips) if writer and clips else None
   validator = None
   if writer and config.train.valid_clips:
