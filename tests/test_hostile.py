@@ -206,7 +206,8 @@ def test_the_file_server_outlives_bad_requests():
   """`GET /%` ended it."""
   if not shutil.which('node'):
     pytest.skip('needs node')
-  command = ['node', str(ROOT / 'web' / 'serve.js'), '0']
+  code = f"import {{ serve }} from '{ROOT}/web/serve.js'; console.log((await serve(0)).url)"
+  command = ['node', '--input-type=module', '-e', code]  # of itself it wants a dist/ to serve
   server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
   try:
     url = server.stdout.readline().strip()

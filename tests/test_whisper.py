@@ -414,7 +414,7 @@ def test_a_teacher_of_the_configuration(tmp_path, capsys):
 
 @pytest.mark.parametrize('fields, message', [
     ({'layer': 5}, 'teacher.layer=5, but whisper_tiny has blocks 1 to 4'),
-    ({'layer': 0}, 'teacher.layer=0'),
+    ({'layer': 0}, 'teacher.layer: Input should be greater than or equal to 1'),
     ({'dim': 512}, 'features of whisper_tiny are 384 wide')])
 def test_what_does_not_fit_together(fields, message):
   config = get_config()
