@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from affectcodec_jax.training import parallel
 from affectcodec_jax.training import state as state_lib
 
-SIZE = 2048  # numbers: enough that `parallel.spec` splits them
+SIZE = 2048  # numbers: enough that `parallel.fsdp_spec` splits them
 
 
 @struct.dataclass
