@@ -126,8 +126,8 @@ def check_ranges(config: ConfigDict) -> None:
   Raises:
     UserError: names the field that is out of range.
   """
-  problem = schemas.find_problem(schemas.Config, json.loads(config.to_json()), partial=True)
-  if problem:
+  plain = json.loads(config.to_json())
+  if problem := schemas.find_problem(schemas.Config, plain, schemas.is_missing):
     raise UserError(f'this configuration: {problem}')
   if crop_samples(config) < MIN_CROP:
     raise UserError(f'data.crop_seconds={config.data.crop_seconds} is too short; the longest window of the '

@@ -64,9 +64,7 @@ def _convert(args, suffixes, suffix, convert, is_done, verb):
   tasks = _plan(pathlib.Path(args.input), pathlib.Path(args.output), suffixes, suffix)
   codec = load(args.checkpoint)  # here too: what is wrong with it, or with the rate, is said at once
   codec.num_stages(args.kbps)
-  if codec.backend != 'cpu' and (args.workers or 1) > 1:
-    raise UserError(f'--workers {args.workers}: a {codec.backend} is used by one process; leave it out')
-  count = min(args.workers or (workers.cores() if codec.backend == 'cpu' else 1), len(tasks))
+  count = min(workers.count(args.workers, codec.backend, '--workers'), len(tasks))
   done, failed = {'made': 0, 'kept': 0}, []
   try:
     with progress.bar(total=len(tasks), unit='file') as bar:

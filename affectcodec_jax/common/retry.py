@@ -4,6 +4,8 @@ import errno
 import os
 import time
 
+from affectcodec_jax.common.errors import UserError, brief, describe
+
 PAUSES = (0.1, 0.5, 2.0)  # seconds before the second, third and last try
 
 _NAMES = ('EIO', 'EAGAIN', 'EINTR', 'EBUSY', 'ETIMEDOUT', 'ESTALE', 'EREMOTEIO', 'ENOTCONN', 'ECONNRESET',
@@ -38,3 +40,14 @@ def with_retries(read, *args):
         raise
     time.sleep(pause)
   return read(*args)
+
+
+def why_left_out(error, path):
+  """What made a file unreadable (`errors.describe`), for the list of files that are left out.
+
+  Raises:
+    UserError: that may pass: it is of the network, not of the file, and nothing is said to be finished.
+  """
+  if is_transient(error):
+    raise UserError(f'{path}: {brief(error)}; the same command goes on from here') from error
+  return describe(error, path)

@@ -211,33 +211,32 @@ def read(path, schema, advice):
     raise UserError(f'{str(e).removesuffix("; check the path")}; {advice}') from e
   except ValueError as e:
     raise UserError(f'{path}: not JSON ({" ".join(str(e).split())[:100]}); {advice}') from e
-  if problem := find_problem(schema, value, used=True):
+  if problem := find_problem(schema, value, _is_of_training):
     raise UserError(f'{path}: {problem}; {advice}')
   return value
 
 
-def find_problem(schema, value, partial=False, used=False):
-  """The first field of `value` that does not fit `schema`, and why, or None.
+def is_missing(error):
+  """Whether an error of pydantic's is that a field is not there."""
+  return error['type'] == 'missing'
 
-  With `partial` none need be there; with `used` only what using a codec reads is looked at.
-  """
+
+def _is_of_training(error):
+  """Whether it is about a field that only training reads."""
+  for section, name in zip(error['loc'], error['loc'][1:]):
+    if section in ('loss', 'data', 'train'):
+      return not SECTIONS[section].model_fields[name].is_required()
+  return False
+
+
+def find_problem(schema, value, ignore):
+  """The first field of `value` that does not fit `schema`, and why, or None; `ignore` is of an error."""
   try:
     schema.model_validate(value)
   except pydantic.ValidationError as e:
     for error in e.errors():
-      if used and _is_of_training(error['loc']):
-        continue
-      where = '.'.join(map(str, error['loc'])) or 'the whole'
-      if error['type'] != 'missing':
-        return f'{where}: {error["msg"]}, got {repr(error["input"])[:60]}'
-      if not partial:
-        return f'{where}: {error["msg"]}'
+      if not ignore(error):
+        where = '.'.join(map(str, error['loc'])) or 'the whole'
+        got = '' if is_missing(error) else f', got {repr(error["input"])[:60]}'
+        return f'{where}: {error["msg"]}{got}'
   return None
-
-
-def _is_of_training(loc):
-  """Whether an error is about a field that only training reads, by its place."""
-  for section, name in zip(loc, loc[1:]):
-    if section in ('loss', 'data', 'train'):
-      return not SECTIONS[section].model_fields[name].is_required()
-  return False

@@ -9,6 +9,7 @@ import threading
 import time
 
 from affectcodec_jax.common import progress
+from affectcodec_jax.common.errors import UserError
 
 Died = concurrent.futures.process.BrokenProcessPool  # a process of the pool ended: killed, or out of memory
 
@@ -46,6 +47,22 @@ def cores():
   """Cores that this process may use."""
   linux = hasattr(os, 'sched_getaffinity')
   return len(os.sched_getaffinity(0)) if linux else os.cpu_count()
+
+
+def count(wanted, backend, option):
+  """Processes to start: those wanted or, for None, one a core and on an accelerator a single one.
+
+  Args:
+    wanted: by the user, or None.
+    backend: kind of device, as JAX names it.
+    option: of the command, for the error.
+
+  Raises:
+    UserError: several are wanted on an accelerator.
+  """
+  if backend != 'cpu' and (wanted or 1) > 1:
+    raise UserError(f'{option} {wanted}: a {backend} is used by one process; leave it out')
+  return wanted or (cores() if backend == 'cpu' else 1)
 
 
 def in_order(executor, work, items, ahead):

@@ -16,10 +16,10 @@ from affectcodec_jax.audio import read_sound
 from affectcodec_jax.common import progress, records, workers
 from affectcodec_jax.common.audio_reader import duration, read_blocks, whole_numbers
 from affectcodec_jax.common.constants import SAMPLE_RATE
-from affectcodec_jax.common.errors import UserError, brief, describe
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import differences, held_alone, make_folder, write_json, write_whole
 from affectcodec_jax.common.open_sound import open_sound
-from affectcodec_jax.common.retry import is_transient, with_retries
+from affectcodec_jax.common.retry import why_left_out, with_retries
 from affectcodec_jax.data import arrayrecord
 from affectcodec_jax.data.folder import list_split
 from affectcodec_jax.data.rows import list_digest
@@ -133,9 +133,7 @@ def _pack_shard(folder, shards, job):
       try:
         flac, seconds, scale = with_retries(to_flac, row['path'])
       except Exception as e:  # a damaged file can fail in ways of its own; the others go on
-        if is_transient(e):  # of the network, not of the file: nothing is said to be finished
-          raise UserError(f'{row["path"]}: {brief(e)}; the same command goes on from here') from e
-        bad.append({'path': row['key'], 'reason': describe(e, row['path'])})
+        bad.append({'path': row['key'], 'reason': why_left_out(e, row['path'])})
         continue
       line = {'path': row['key']} | {k: v for k, v in row.items() if k not in ('path', 'key')}
       known.append(line | {'seconds': seconds})

@@ -1,6 +1,6 @@
 """Recordings of any length through the codec, piece by piece: tokens and audio as of the whole at once.
 
-A piece is `CHUNK` frames with as much on either side as the networks see (`models.context`); what that
+A piece is `PIECE_FRAMES` with as much on either side as the networks see (`models.context`); what that
 adds is cut off again. A recording goes on as silence before its start and after its end, its codes as their
 first and last frame. So neither the length of a piece, nor what else is in a batch, nor padding shows. The
 one thing that needs the whole recording, the utterance's embedding, is pooled over all pieces first.
@@ -11,7 +11,7 @@ import functools
 import jax
 import numpy as np
 
-from affectcodec_jax.common.constants import HOP_LENGTH, SAMPLE_RATE
+from affectcodec_jax.common.constants import HOP_LENGTH, PIECE_FRAMES, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import emotion_context, encoder_features
 from affectcodec_jax.inference.pooling import pool_parts
@@ -19,7 +19,6 @@ from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.codec import Codec, make_codec
 from affectcodec_jax.models.context import decoder_context, encoder_context
 
-CHUNK = 1000  # frames: 20 s
 MAX_WHOLE_SECONDS = 600  # of a recording, for a teacher with attention: it needs the whole at once
 
 
@@ -39,7 +38,7 @@ class Inference:
     emotion, quantize, latent, latent_between, pitch, synthesise: the compiled programs, see `__init__`.
   """
 
-  def __init__(self, config, frozen, chunk=CHUNK):
+  def __init__(self, config, frozen, chunk=PIECE_FRAMES):
     self.chunk = chunk
     self.emotion_context = emotion_context(config, frozen)
     self.encoder_context = acoustic = encoder_context(config.model)

@@ -13,7 +13,8 @@ import time
 from typing import Any
 
 from affectcodec_jax.common import progress, workers
-from affectcodec_jax.common.errors import UserError, brief, describe
+from affectcodec_jax.common.constants import HOP_LENGTH, PIECE_FRAMES, SAMPLE_RATE
+from affectcodec_jax.common.errors import UserError, describe
 from affectcodec_jax.common.files import (
   AnyPath,
   differences,
@@ -23,7 +24,7 @@ from affectcodec_jax.common.files import (
   write_json,
   write_whole,
 )
-from affectcodec_jax.common.retry import is_transient, with_retries
+from affectcodec_jax.common.retry import why_left_out, with_retries
 from affectcodec_jax.data.folder import list_split
 from affectcodec_jax.data.rows import list_digest
 from affectcodec_jax.tokens import shards as token_shards
@@ -35,7 +36,6 @@ Encoded = tuple[Tokens | None, str]  # tokens or, where there are none, the reas
 Encode = Callable[[Sequence[AnyPath]], list[Encoded]]
 Chunk = tuple[int, list[Row]]  # number of the shard, recordings of it
 
-_PIECE = 20  # seconds that are encoded at once; some teachers read a longer recording whole
 _VERSION = 1  # of the files; a folder of another version is not gone on with
 
 
@@ -79,14 +79,12 @@ def tokenize(load: Load, data: AnyPath, out: AnyPath, checkpoint: AnyPath = 'pre
       backend, codec = one.submit(_describe, load, checkpoint, kbps).result()
   except workers.Died as e:
     raise UserError('the process that loaded the codec died, perhaps for lack of memory') from e
-  if backend != 'cpu' and (processes or 1) > 1:
-    raise UserError(f'--processes {processes}: a {backend} is used by one process; leave it out')
+  processes = workers.count(processes, backend, '--processes')
   settings = {'version': _VERSION, **codec, 'formats': list(formats), 'files': len(rows),
               'list_sha256': list_digest(rows), 'shard_files': shard_files, 'shards': len(shards)}
   encode = functools.partial(_encode, load, checkpoint, codec['kbps'], batch)
   with held_alone(folder):
-    return _tokenize_shards(encode, shards, folder, settings, batch,
-                            processes or (workers.cores() if backend == 'cpu' else 1))
+    return _tokenize_shards(encode, shards, folder, settings, batch, processes)
 
 
 def _tokenize_shards(encode: Encode, shards: list[list[Row]], folder: pathlib.Path,
@@ -226,16 +224,13 @@ def _encode(load: Load, checkpoint: AnyPath, kbps: float | None, batch: int,
             paths: Sequence[AnyPath]) -> list[Encoded]:
   """Tokens, or the reason why there are none, of each path."""
   from affectcodec_jax.audio import read_audio
-  from affectcodec_jax.common.constants import SAMPLE_RATE
   codec = _load(load, checkpoint)
   audio, results = {}, {}  # by place in `paths`
   for i, path in enumerate(paths):
     try:
       audio[i] = with_retries(functools.partial(read_audio, pipes=False), path)
     except Exception as e:  # a damaged file can fail in ways of its own; the others go on
-      if is_transient(e):  # of the network, not of the file: nothing is said to be finished
-        raise UserError(f'{path}: {brief(e)}; the same command goes on from here') from e
-      results[i] = (None, describe(e, path))
+      results[i] = (None, why_left_out(e, path))
   try:
     encoded = codec.encode_batch(list(audio.values()), SAMPLE_RATE, kbps, batch) if audio else []
     for i, tokens in zip(audio, encoded):
@@ -243,8 +238,9 @@ def _encode(load: Load, checkpoint: AnyPath, kbps: float | None, batch: int,
   except Exception as e:
     if len(paths) > 1:  # one of them: each by itself
       return [_encode(load, checkpoint, kbps, batch, [path])[0] for path in paths]
-    one_piece = len(audio.get(0, ())) <= _PIECE * SAMPLE_RATE
-    if 'RESOURCE_EXHAUSTED' in str(e) and one_piece:  # not the recording's fault
+    # A longer recording some teachers read whole; of a piece it is not the recording's fault.
+    one_piece = len(audio.get(0, ())) <= PIECE_FRAMES * HOP_LENGTH
+    if 'RESOURCE_EXHAUSTED' in str(e) and one_piece:
       raise UserError('the device has not enough memory free; the same command goes on from here') from e
     results[0] = (None, describe(e, paths[0]))
   return [results[i] for i in range(len(paths))]
