@@ -24,6 +24,7 @@ from affectcodec_jax.common.places import no_device
 from affectcodec_jax.config import load_config
 from affectcodec_jax.inference import hub, release, weights
 from affectcodec_jax.inference.pieces import Inference
+from affectcodec_jax.inference.refine import check_steps
 from affectcodec_jax.inference.streaming import CHUNK, StreamDecoder, StreamEncoder
 from affectcodec_jax.models.codec import bits_per_stage, init_params
 from affectcodec_jax.tokens.afc import Tokens, find_problem
@@ -141,7 +142,8 @@ class Pretrained:
       raise UserError(f'{kbps:g} kbps is not a rate of this codec; it has {rates}')
     return round(stages)
 
-  def encode(self, audio: npt.ArrayLike, sample_rate: float, kbps: float | None = None) -> Tokens:
+  def encode(self, audio: npt.ArrayLike, sample_rate: float, kbps: float | None = None,
+             refine: int = 0) -> Tokens:
     """Encodes one utterance.
 
     Args:
@@ -149,19 +151,22 @@ class Pretrained:
         JAX or PyTorch (`common.arrays.to_mono`).
       sample_rate: its rate in Hz; other than 16000 is resampled.
       kbps: rate, e.g. 1.5, 3 or 6; None is the highest.
+      refine: steps of a search for codes that decode nearer to the recording, at this rate; 50 are enough.
+        A step takes about as long as training on the recording does (`inference.refine`); 0 is none.
 
     Returns:
       `Tokens`: `codes` `[frames, stages]` with the length and level needed to decode exactly. It
       goes wherever an array goes.
 
     Raises:
-      UserError: not such audio, no samples, samples that are not finite, or not a rate of this codec; more
-        than ten minutes where the teacher needs a whole recording at once.
+      UserError: not such audio, no samples, samples that are not finite, not a rate of this codec or not a
+        number of steps; more than ten minutes where the teacher needs a whole recording at once.
     """
-    return self.encode_batch([audio], sample_rate, kbps)[0]
+    return self.encode_batch([audio], sample_rate, kbps, refine=refine)[0]
 
   def encode_batch(self, recordings: Sequence[npt.ArrayLike], sample_rate: float,
-                   kbps: float | None = None, batch: int = 1, progress: Progress = list) -> list[Tokens]:
+                   kbps: float | None = None, batch: int = 1, progress: Progress = list,
+                   refine: int = 0) -> list[Tokens]:
     """`encode` of a list of recordings, of any lengths, `batch` pieces of 20 s or less at a time.
 
     Each comes out as it does by itself. `progress` shows how far it is, as `tqdm.tqdm` does: first of the
@@ -172,12 +177,13 @@ class Pretrained:
     """
     stages = self.num_stages(kbps)
     _check_batch(batch)
+    check_steps(refine)
     mono = [audio_lib.resample(audio_lib.to_mono(r), sample_rate, self.sample_rate)
             for r in _listed(recordings, 'recordings')]
     gains = [audio_lib.level_gain(r) for r in mono]
     levelled = [audio_lib.apply_gain(r, gain) for r, gain in zip(mono, gains)]
-    codes = self._inference.encode(self.params, self.frozen, levelled, batch, progress)
-    return [Tokens(codes=c[:, :stages], num_samples=len(r), gain_db=gain,
+    codes = self._inference.encode(self.params, self.frozen, levelled, batch, progress, refine, stages)
+    return [Tokens(codes=c, num_samples=len(r), gain_db=gain,
                    bits_per_code=bits_per_stage(self.config.model), fingerprint=self.fingerprint)
             for c, r, gain in zip(codes, mono, gains)]
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from affectcodec_jax import config as config_lib
+from affectcodec_jax import losses
 from affectcodec_jax.common.constants import HOP_LENGTH
 from affectcodec_jax.emotion.teachers import teacher_features
 from affectcodec_jax.inference import weights
 from affectcodec_jax.models.codec import Codec, make_codec
-from affectcodec_jax.training import losses
 from affectcodec_jax.training.state import create_state, make_optimizer
 from affectcodec_jax.training.step import train_step
 from benchmarks.measure import in_turn, matmul_peak, rows, share_of_peak

@@ -36,11 +36,11 @@ def make_dac(dac, num_stages=8):
 
 
 def mel_distance(x, y):
-  """The seven-scale mel loss of `affectcodec_jax.training.losses` in PyTorch, of `[batch, samples]`."""
+  """The seven-scale mel loss of `affectcodec_jax.losses` in PyTorch, of `[batch, samples]`."""
   import librosa
   import torch
 
-  from affectcodec_jax.training.losses import MEL_BANDS, MEL_WINDOWS
+  from affectcodec_jax.losses import MEL_BANDS, MEL_WINDOWS
   total = 0.0
   for window, bands in zip(MEL_WINDOWS, MEL_BANDS):
     basis = torch.tensor(librosa.filters.mel(sr=16000, n_fft=window, n_mels=bands))

@@ -68,9 +68,9 @@ def _ours():
   import jax.numpy as jnp
   import optax
 
+  from affectcodec_jax import losses
   from affectcodec_jax.models.bd_rfsq import BDRFSQ
   from affectcodec_jax.models.dac import Decoder, Encoder
-  from affectcodec_jax.training import losses
   from benchmarks.peers import STRIDES
   parts = (Encoder(64, STRIDES, 1024), BDRFSQ((256, 768), ((2,) * 3, (4,) * 6), 8),
            Decoder(1536, STRIDES[::-1]))

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from affectcodec_jax import config as config_lib
-from affectcodec_jax import train
+from affectcodec_jax import losses, train
 from affectcodec_jax.common.files import write_json
 from affectcodec_jax.inference import release, weights
 from affectcodec_jax.models.codec import init_params
 from affectcodec_jax.models.params import load_params, save_params
-from affectcodec_jax.training import held_out, losses
+from affectcodec_jax.training import held_out
 from affectcodec_jax.training.state import create_state
 from configs.base import get_config
 from tests import small_step

@@ -8,8 +8,8 @@ import numpy as np
 import scipy.signal
 
 from affectcodec_jax import config as config_lib
+from affectcodec_jax import losses
 from affectcodec_jax.models.discriminator import Discriminator
-from affectcodec_jax.training import losses
 
 
 def by_scale(*scales):

@@ -5,13 +5,13 @@ import warnings
 import numpy as np
 import pytest
 
+from affectcodec_jax import losses
 from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.evaluation import metrics, prosody, words
-from affectcodec_jax.training import losses
 
 ITEM = {'text': '', 'lang': ''}
 warnings.filterwarnings('ignore', message='pkg_resources')

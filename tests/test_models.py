@@ -9,13 +9,12 @@ import scipy.signal
 import scipy.special
 import scipy.stats
 
-from affectcodec_jax import spectral
+from affectcodec_jax import losses, spectral
 from affectcodec_jax.emotion.compact import Teacher
 from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.dac import Decoder, Encoder
 from affectcodec_jax.models.layers import Conv, ConvTranspose, folded_conv, sin_squared, whiten
 from affectcodec_jax.models.lite import DepthwiseConv, LiteEncoder, autocorrelation, cepstrum
-from affectcodec_jax.training import losses
 
 STRIDES = (2, 4, 5, 8)
 

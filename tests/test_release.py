@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from affectcodec_jax import __main__ as cli
-from affectcodec_jax import load, train
+from affectcodec_jax import load, losses, train
 from affectcodec_jax.audio import read_audio, write_audio
 from affectcodec_jax.common import packaged
 from affectcodec_jax.common.errors import UserError
@@ -19,7 +19,7 @@ from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.emotion import teachers
 from affectcodec_jax.inference import release, weights
 from affectcodec_jax.models.params import load_params, save_params
-from affectcodec_jax.training import checkpoints, losses, parallel
+from affectcodec_jax.training import checkpoints, parallel
 from affectcodec_jax.training.state import create_state
 from configs import finetune, lite
 from tests.conftest import run_until, tiny

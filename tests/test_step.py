@@ -8,10 +8,11 @@ import pytest
 import scipy.stats
 
 from affectcodec_jax import config as config_lib
+from affectcodec_jax import losses
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import make_teacher, teacher_features
 from affectcodec_jax.models.codec import Codec, init_params, make_codec
-from affectcodec_jax.training import losses, parallel
+from affectcodec_jax.training import parallel
 from affectcodec_jax.training.held_out import make_validator
 from affectcodec_jax.training.state import make_optimizer
 from affectcodec_jax.training.step import draw_rates, generator_loss, schedule, train_step

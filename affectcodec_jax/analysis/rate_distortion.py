@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from affectcodec_jax import losses
 from affectcodec_jax.analysis.codes import padded_to_multiple, read_items
 from affectcodec_jax.common.constants import FRAME_RATE
 from affectcodec_jax.common.errors import UserError
@@ -21,7 +22,6 @@ from affectcodec_jax.emotion.teachers import teacher_features
 from affectcodec_jax.models.bd_rfsq import BDRFSQ
 from affectcodec_jax.models.conditioning import Adapter, EmotionDecoder
 from affectcodec_jax.models.layers import Conv, whiten
-from affectcodec_jax.training import losses
 
 # Of the commitment, beside the features' mean squared error. The codec's weights balance other losses: with
 # them a training this short is over before the features are learned, and with 0.25 a block of one bit

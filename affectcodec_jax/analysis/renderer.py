@@ -1,11 +1,12 @@
 """Where a source-filter codec loses its sound: in rounding, in its networks, or in its source and filters.
 
-The beginnings of the same clips, four ways: decoded from the quantiser's codes; decoded from what it would
-have rounded, with the same networks; and with what the decoder controls, gains or phases of the filters or
-both, fitted to each clip by the mel loss that trains the codec, at the pitch the codec decodes. Noise is
-drawn anew in every step of the fit, so that no filter learns one drawing of it. The last is far more than
-any network can know from tokens: it is a bound of what source and filters can say. And analysed and made
-again by WORLD (Morise et al. 2016), which codes nothing: what pulses and noise with smooth filters reach.
+The beginnings of the same clips, five ways: decoded from the quantiser's codes; decoded from what it would
+have rounded, with the same networks; decoded from codes that a search finds (`inference.refine`): what the
+encoder loses is found again; with what the decoder controls, gains or phases of the filters or both, fitted
+to each clip by the mel loss that trains the codec, at the pitch the codec decodes. Noise is drawn anew in
+every step of the fit, so that no filter learns one drawing of it. This is far more than any network can
+know from tokens: it is a bound of what source and filters can say. And analysed and made again by WORLD
+(Morise et al. 2016), which codes nothing: what pulses and noise with smooth filters reach.
 """
 
 import jax
@@ -13,15 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from affectcodec_jax import losses
 from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.common.constants import HOP_LENGTH, SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import encoder_features
+from affectcodec_jax.inference.refine import make_refine
 from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.codec import Codec, make_codec
-from affectcodec_jax.training import losses
 
 LEARNING_RATE = 0.03  # of the fit, falling to 0 by a cosine
+REFINE_STEPS = 50
 FITS = {'gains fitted': ('harmonic', 'noise'), 'phases fitted': ('phase',),
         'gains and phases fitted': ('harmonic', 'noise', 'phase')}
 WORLD = 'WORLD, nothing coded'
@@ -78,12 +81,16 @@ def measure(codec, audio, steps):
   u = run(Codec.analyse, audio, features, np.ones(features.shape[:2], bool))
   values = {name: run(Codec.quantize, u, rounding).values
             for name, rounding in (('rounded', 1.0), ('not rounded', 0.0))}
+  refine, every_frame = make_refine(config), np.full(len(audio), u.shape[1], np.int32)
   rows = []
   for stages in config.rates:
     for name, of_stages in values.items():
       decoded = run(Codec.synthesise, run(Codec.latent, of_stages[:stages]))
       rows.append(row(f'{stages} stages, {name}', np.asarray(decoded)))
-  controls = run(lambda net, latent: net.decoder(latent), run(Codec.latent, values['rounded']))
+    codes = refine(codec.params, u, jnp.asarray(audio), every_frame, REFINE_STEPS, stages)
+    decoded = run(Codec.synthesise, run(Codec.lookup, codes))
+    rows.append(row(f'{stages} stages, refined', np.asarray(decoded)))
+  controls = run(Codec.controls, run(Codec.latent, values['rounded']))
   for name, fields in FITS.items():
     rows.append(row(name, fit(controls, fields, audio, config.loss.mel_floor, steps)))
   rows.append(row(WORLD, np.stack([world_copy(a) for a in audio])))

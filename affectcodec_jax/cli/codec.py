@@ -4,7 +4,7 @@ import os
 import sys
 
 from affectcodec_jax import load
-from affectcodec_jax.cli.command import Command, add_checkpoint, add_kbps
+from affectcodec_jax.cli.command import Command, add_checkpoint, add_kbps, add_refine
 from affectcodec_jax.common import buckets
 from affectcodec_jax.common.errors import UserError
 
@@ -16,6 +16,7 @@ def _encode_options(p):
   add_checkpoint(p)
   add_kbps(p)
   p.add_argument('--entropy', action='store_true', help='a smaller file of the same tokens')
+  add_refine(p)
   _add_workers(p)
 
 
@@ -209,7 +210,8 @@ that cannot be converted are named at the end, and the exit code is 2; the other
 
 COMMANDS = {
     'encode': Command('speech file to token file, or a folder of them',
-                      'encode in.wav out.afc --kbps 1.5', _encode_options, _encode, _FOLDERS),
+                      'encode in.wav out.afc --kbps 1.5', _encode_options, _encode, f"""{_FOLDERS}
+With another --refine give another folder: a token file does not say how its codes were found."""),
     'decode': Command('token file to 16 kHz speech file, or a folder of them', 'decode out.afc out.wav',
                       _decode_options, _decode, f"""{_FOLDERS}
 At another --kbps give another folder: a WAV does not say at which rate it was decoded."""),

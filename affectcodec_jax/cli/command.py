@@ -36,6 +36,12 @@ def add_kbps(parser):
   parser.add_argument('--kbps', type=float, help='1.5, 3 or 6 (default: the highest)')
 
 
+def add_refine(parser):
+  parser.add_argument('--refine', type=int, default=0, metavar='STEPS',
+                      help='search for codes that decode nearer to the recording, by so many steps of '
+                      "gradient descent: 50 are enough, and slow on a CPU (default 0: the encoder's codes)")
+
+
 def add_config(parser, file, folder=None):
   """The options of commands that take a configuration, for their help: `config.parse_args` reads them.
 

@@ -23,7 +23,8 @@ def encode_file(get_codec, args, source, target):
   from affectcodec_jax.tokens import afc
   samples = audio.read_audio(source)
   codec = get_codec()
-  tokens = codec.encode_batch([samples], audio.SAMPLE_RATE, args.kbps, progress=show_pieces)[0]
+  tokens = codec.encode_batch([samples], audio.SAMPLE_RATE, args.kbps, progress=show_pieces,
+                              refine=args.refine)[0]
   if args.entropy:
     import dataclasses
     tokens = dataclasses.replace(tokens, digit_bits=_digit_bits(codec))
@@ -49,6 +50,8 @@ def show_pieces(pieces):
 def encode_folder(args):
   """`encode` of a folder of speech; returns the exit status."""
   from affectcodec_jax.data.folder import SUFFIXES
+  from affectcodec_jax.inference.refine import check_steps
+  check_steps(args.refine)
   return _convert(args, SUFFIXES, '.afc', encode_file, _is_encoded, 'encoded')
 
 

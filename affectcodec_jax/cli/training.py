@@ -1,6 +1,6 @@
 """Commands that train codecs and score them: train, compile, evaluate, compare, ablate."""
 
-from affectcodec_jax.cli.command import Command, add_config
+from affectcodec_jax.cli.command import Command, add_config, add_refine
 from affectcodec_jax.common.errors import UserError
 
 _JUDGES = "folder of 'teacher judge', with the judges of emotion (default: the packaged ones)"
@@ -30,6 +30,7 @@ def _evaluate_options(p):
                  help="'all', 'quick' (without the two slowest), or names (see docs/evaluation.md)")
   p.add_argument('--peers', nargs='+', default=['opus', 'codec2', 'amrwb', 'speex'],
                  help="codecs to compare with, neural ones as MODEL@KBPS,KBPS; 'none' for none")
+  add_refine(p)
   p.add_argument('--classifier', nargs='+', default=[], metavar='MODEL',
                  help='emotion classifiers or valence/arousal/dominance regressors for transformers')
   p.add_argument('--judges', help=_JUDGES)
@@ -87,8 +88,8 @@ def _evaluate(args):
   from affectcodec_jax.evaluation.run import evaluate
   evaluate(args.data, args.out, checkpoint=args.checkpoint, split=args.split, limit=args.limit,
            labelled=args.labelled, metrics=args.metrics, peers=[] if args.peers == ['none'] else args.peers,
-           classifiers=args.classifier, judges=args.judges, jobs=args.jobs, clips=args.clips,
-           report=not args.no_report, cache=args.cache)
+           refine=args.refine, classifiers=args.classifier, judges=args.judges, jobs=args.jobs,
+           clips=args.clips, report=not args.no_report, cache=args.cache)
 
 
 def _compare(args):

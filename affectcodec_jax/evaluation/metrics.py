@@ -24,7 +24,7 @@ from affectcodec_jax.common.constants import SAMPLE_RATE
 from affectcodec_jax.common.errors import UserError, describe, require_extra
 from affectcodec_jax.emotion import judges
 from affectcodec_jax.evaluation import prosody, words
-from affectcodec_jax.training.losses import MEL_BANDS, MEL_WINDOWS
+from affectcodec_jax.losses import MEL_BANDS, MEL_WINDOWS
 
 STFT_WINDOWS = (2048, 512)
 

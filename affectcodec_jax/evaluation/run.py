@@ -22,7 +22,7 @@ from affectcodec_jax.evaluation.statistics import speaker_of
 
 
 def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, labelled=False, metrics=('all',),
-             peers=(), classifiers=(), judges=None, jobs=1, clips=4, report=True, cache=None):
+             peers=(), refine=0, classifiers=(), judges=None, jobs=1, clips=4, report=True, cache=None):
   """Scores the files and writes the results.
 
   Args:
@@ -34,6 +34,7 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
     labelled: only files with a known emotion.
     metrics: names, or 'all' or 'quick'.
     peers: codecs to compare with, as the command's help has them.
+    refine: steps of the search for codes of the codec, for every rate by itself; 0 for none.
     classifiers: the user's own, as the command's help has them.
     judges: folder of `teacher judge`; None for the packaged ones.
     jobs: processes.
@@ -48,9 +49,11 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
   from affectcodec_jax.emotion.judges import EGEMAPS, svm_posteriors
   from affectcodec_jax.evaluation import facts, scoring, summary
   from affectcodec_jax.evaluation.classifiers import classifier_version
+  from affectcodec_jax.inference.refine import check_steps
 
   if limit < 0 or jobs < 1 or clips < 0:
     raise UserError('--limit and --clips must be at least 0, --jobs at least 1')
+  check_steps(refine)
   out, cache = make_folder(out), make_folder(cache or default_cache())
   folder = pathlib.Path(judges or packaged.FOLDER)
   metrics, absent = choose_metrics(metrics, folder)
@@ -63,7 +66,7 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
       absent['svm'] = str(e)
   if judges and 'svm' in absent:
     raise UserError(f'--judges: {absent["svm"]}')
-  systems, codec, no_peers = scoring.make_systems(checkpoint, peers)
+  systems, codec, no_peers = scoring.make_systems(checkpoint, peers, refine)
   absent |= no_peers
   if len(systems) == 1:
     raise UserError('nothing to score: give a --checkpoint, or --peers that are installed')
@@ -74,8 +77,8 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
   if not chosen:
     raise UserError(f'{data}: no file of split {split} has a known emotion')
   places = {}  # where in the source a file is
-  scored = scoring.score_files(_items(source, chosen, places), checkpoint, peers, metrics, str(folder),
-                               models, cache, jobs)
+  scored = scoring.score_files(_items(source, chosen, places), checkpoint, peers, refine, metrics,
+                               str(folder), models, cache, jobs)
   rows, signal = [], []
   for item, records in progress.bar(scored, total=len(chosen), unit='file', smoothing=0):
     rows += summary.make_rows(item, records)
@@ -88,7 +91,8 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
   names = summary.add_judgements(rows, names, svm)
   signal = facts.looped(signal)
   results = {
-      'checkpoint': str(checkpoint), 'step': codec.step if codec else None, 'split': split,
+      'checkpoint': str(checkpoint), 'step': codec.step if codec else None, 'refine': refine,
+      'split': split,
       'files': len({r['file'] for r in rows}), 'speakers': len(set(map(speaker_of, rows))),
       'seconds': sum(r['seconds'] for r in rows if r['system'] == 'original'),
       'skipped': source.skipped, 'judges': names, 'metrics': metrics | models, 'absent': absent,

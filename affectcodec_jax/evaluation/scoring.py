@@ -26,23 +26,27 @@ from affectcodec_jax.evaluation.systems import System
 ORIGINAL = System('original', 0.0, lambda audio: (audio, 16 * len(audio)), '1')
 
 
-def codec_systems(codec):
-  """The codec under test at each of its rates. A clip is encoded once, and decoded from prefixes."""
+def codec_systems(codec, refine=0):
+  """The codec under test at each of its rates. A clip is encoded once, and decoded from prefixes.
+
+  With `refine` it is encoded for every rate, by so many steps of a search (`Pretrained.encode`).
+  """
   encode = memoize_last(lambda audio: codec.encode(audio, SAMPLE_RATE))
 
   def run(audio, kbps):
-    tokens = encode(audio)
+    tokens = codec.encode(audio, SAMPLE_RATE, kbps, refine) if refine else encode(audio)
     codes = tokens.codes[:, :codec.num_stages(kbps)]
     bits = codes.size * tokens.bits_per_code
     return codec.decode(tokens, kbps), bits, codes.tolist()
 
   version = f'{codec.fingerprint.hex()} affectcodec_jax {__version__}'  # the decoder is code too
+  version += f' refine {refine}' if refine else ''
   return [System('affectcodec', kbps, functools.partial(run, kbps=kbps), version)
           for kbps in (codec.stage_kbps * stages for stages in codec.config.rates)]
 
 
-def make_systems(checkpoint, peers):
-  """The original, the codec of a checkpoint ('none' for none) and its peers.
+def make_systems(checkpoint, peers, refine=0):
+  """The original, the codec of a checkpoint ('none' for none), as `codec_systems` has it, and its peers.
 
   Returns:
     (systems, the codec or None, {peer: why it is absent}).
@@ -55,7 +59,7 @@ def make_systems(checkpoint, peers):
     from affectcodec_jax.api import load
     codec = load(checkpoint)
   others, absent = make_peers(peers)
-  systems = [ORIGINAL, *(codec_systems(codec) if codec else ()), *others]
+  systems = [ORIGINAL, *(codec_systems(codec, refine) if codec else ()), *others]
   for label, count in collections.Counter(s.label for s in systems).items():
     if count > 1:
       raise UserError(f"--peers: {count} systems would be called '{label}'; rename a folder, or score them "
@@ -147,9 +151,9 @@ def _new():
 _scorer = None  # of a worker process
 
 
-def _start(checkpoint, peers, metrics, judges, models, cache):
+def _start(checkpoint, peers, refine, metrics, judges, models, cache):
   global _scorer
-  _scorer = make_scorer(make_systems(checkpoint, peers)[0], metrics, judges, models, cache)
+  _scorer = make_scorer(make_systems(checkpoint, peers, refine)[0], metrics, judges, models, cache)
 
 
 def _work(item):
@@ -173,12 +177,12 @@ def make_scorer(systems, metrics, judges, models, cache):
   return Scorer(systems, makers, pathlib.Path(cache))
 
 
-def score_files(items, checkpoint, peers, metrics, judges, models, cache, jobs):
+def score_files(items, checkpoint, peers, refine, metrics, judges, models, cache, jobs):
   """Yields (item, records) of a source's items, in their order.
 
   Args:
     items: iterable of items; it is read a little ahead of the work.
-    checkpoint, peers: of `make_systems`.
+    checkpoint, peers, refine: of `make_systems`.
     metrics, judges, models: of `make_scorer`.
     cache: folder of what is known.
     jobs: processes, of one thread each, on CPU.
@@ -186,7 +190,7 @@ def score_files(items, checkpoint, peers, metrics, judges, models, cache, jobs):
   Raises:
     UserError: a process died.
   """
-  settings = (checkpoint, peers, metrics, judges, models, str(cache))
+  settings = (checkpoint, peers, refine, metrics, judges, models, str(cache))
   try:
     with workers.pool(jobs, _start, settings, on_cpu=True) as pool:
       yield from workers.in_order(pool, _work, items, 2 * jobs)

@@ -15,6 +15,7 @@ from affectcodec_jax.common.constants import HOP_LENGTH, PIECE_FRAMES, SAMPLE_RA
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.emotion.teachers import emotion_context, encoder_features
 from affectcodec_jax.inference.pooling import pool_parts
+from affectcodec_jax.inference.refine import make_refine
 from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.codec import Codec, make_codec
 from affectcodec_jax.models.context import decoder_context, encoder_context
@@ -35,11 +36,12 @@ class Inference:
       first is None for a teacher that needs the whole recording.
     pitch_context: frames less on either side of what `pitch` gives.
     has_source: whether the decoder is driven by a source, of `pitch`.
-    emotion, quantize, latent, latent_between, pitch, synthesise: the compiled programs, see `__init__`.
+    emotion, quantize, refine, latent, latent_between, pitch, synthesise: the compiled programs, see
+      `__init__`.
   """
 
   def __init__(self, config, frozen, chunk=PIECE_FRAMES):
-    self.chunk = chunk
+    self.chunk, self.num_stages = chunk, config.model.num_stages
     self.emotion_context = emotion_context(config, frozen)
     self.encoder_context = acoustic = encoder_context(config.model)
     self.decoder_context = around = decoder_context(config.model)
@@ -59,6 +61,15 @@ class Inference:
       """Codes `[B, T, stages]` of audio with the encoder's context around it, U_e and the embedding."""
       u = codec.apply({'params': params}, audio, u_e, embedding, acoustic, method=Codec.analyse_acoustic)
       return codec.apply({'params': params}, u, method=Codec.quantize).indices
+
+    search = make_refine(config)
+
+    @functools.partial(jax.jit, static_argnames='stages')
+    def refine(params, audio, u_e, embedding, frames, steps, stages):
+      """As `quantize`, of so many stages and searched for by `steps`; `frames` `[B]` of T count."""
+      u = codec.apply({'params': params}, audio, u_e, embedding, acoustic, method=Codec.analyse_acoustic)
+      audio = audio[:, acoustic * HOP_LENGTH:audio.shape[1] - acoustic * HOP_LENGTH]
+      return search(params, u, audio, frames, steps, stages)
 
     @jax.jit
     def latent(params, codes):
@@ -85,11 +96,11 @@ class Inference:
 
     # Pitch goes `source_filter.CONTEXT` frames beyond a piece: the source at its ends needs those.
     self.has_source, self.pitch_context = config.model.backbone == 'lite', around - source_filter.CONTEXT
-    self.emotion, self.quantize = emotion, quantize
+    self.emotion, self.quantize, self.refine = emotion, quantize, refine
     self.latent, self.latent_between = latent, latent_between
     self.pitch, self.synthesise = pitch, synthesise
 
-  def encode(self, params, frozen, recordings, batch=1, progress=list):
+  def encode(self, params, frozen, recordings, batch=1, progress=list, refine=0, stages=None):
     """Codes of recordings, `[samples]` each, at the codec's level.
 
     Args:
@@ -97,6 +108,8 @@ class Inference:
       recordings: list of `[samples]` float32.
       batch: pieces computed at once.
       progress: goes through a list of batches, as `tqdm.tqdm` does; called twice.
+      refine: steps of a search for better codes (see `inference.refine`), 0 for none.
+      stages: of the codes; None is all.
 
     Returns:
       int32 `[ceil(samples / 320), stages]` of each.
@@ -106,16 +119,20 @@ class Inference:
     """
     frames = [-(-len(r) // HOP_LENGTH) for r in recordings]
     u_e, embedding = self.encode_emotion(params, frozen, recordings, batch, progress)
-    codes = [np.zeros((n, 0), np.int32) for n in frames]
+    stages = stages or self.num_stages
+    codes = [np.zeros((n, stages), np.int32) for n in frames]
     for group in progress(list(self._batches(frames, batch))):
       pieces = [cut(recordings[i], start, size, self.encoder_context)
                 for i, start, size in group]
       emotion = [_rows(u_e[i], start, size) for i, start, size in group]
-      indices = np.asarray(self.quantize(params, _stack(pieces, batch), _stack(emotion, batch),
-                                         _stack([embedding[i] for i, _, _ in group], batch)))
+      of_pieces = [_stack(x, batch) for x in (pieces, emotion, [embedding[i] for i, _, _ in group])]
+      if refine:
+        counts = _stack([np.int32(min(size, frames[i] - start)) for i, start, size in group], batch)
+        indices = self.refine(params, *of_pieces, counts, refine, stages)
+      else:
+        indices = self.quantize(params, *of_pieces)
+      indices = np.asarray(indices)[..., :stages]
       for k, (i, start, size) in enumerate(group):
-        if not codes[i].shape[1]:
-          codes[i] = np.zeros((frames[i], indices.shape[-1]), np.int32)
         codes[i][start:start + size] = indices[k][:frames[i] - start]
     return codes
 

@@ -120,6 +120,10 @@ class Codec(nn.Module):
       source = source_filter.beginning(source_filter.predicted_increments(decoded.pitch))
     return source_filter.render(decoded, source)
 
+  def controls(self, latent):
+    """`source_filter.Controls` of the lite backbone, of a latent `[batch, frames, dim]`."""
+    return self.decoder(latent)
+
   def pitch(self, latent):
     """Phase increments of the lite backbone's source, int32 `[batch, frames]`."""
     return source_filter.predicted_increments(self.decoder(latent).pitch)

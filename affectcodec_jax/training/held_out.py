@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from affectcodec_jax import losses
 from affectcodec_jax.audio import at_codec_level
 from affectcodec_jax.config import crop_samples
 from affectcodec_jax.data import pipeline
 from affectcodec_jax.emotion.teachers import encoder_features
 from affectcodec_jax.inference.pieces import Inference
 from affectcodec_jax.models.codec import Codec, make_codec
-from affectcodec_jax.training import losses
 from affectcodec_jax.training.metric_writer import write_clips
 
 

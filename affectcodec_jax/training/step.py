@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from affectcodec_jax import losses
 from affectcodec_jax.emotion.teachers import encoder_features, teacher_features, teacher_logits
 from affectcodec_jax.models.codec import Codec, make_codec, make_discriminator
-from affectcodec_jax.training import losses
 from affectcodec_jax.training.state import TrainState, make_optimizer
 
 
