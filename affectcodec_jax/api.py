@@ -152,7 +152,8 @@ class Pretrained:
       sample_rate: its rate in Hz; other than 16000 is resampled.
       kbps: rate, e.g. 1.5, 3 or 6; None is the highest.
       refine: steps of a search for codes that decode nearer to the recording, at this rate; 50 are enough.
-        A step takes about as long as training on the recording does (`inference.refine`); 0 is none.
+        A step costs a decoding and its gradient (`inference.refine`). The emotion digits of a
+        block-diagonal quantiser stay the encoder's. 0 is none.
 
     Returns:
       `Tokens`: `codes` `[frames, stages]` with the length and level needed to decode exactly. It
@@ -169,20 +170,21 @@ class Pretrained:
                    refine: int = 0) -> list[Tokens]:
     """`encode` of a list of recordings, of any lengths, `batch` pieces of 20 s or less at a time.
 
-    Each comes out as it does by itself. `progress` shows how far it is, as `tqdm.tqdm` does: first of the
-    emotion path, then of all else.
+    Each comes out as it does by itself, all but a few of refined codes. `progress` shows how far it is, as
+    `tqdm.tqdm` does: first of the emotion path, then of all else.
 
     Raises:
       UserError: as `encode`; a batch of less than 1.
     """
     stages = self.num_stages(kbps)
     _check_batch(batch)
-    check_steps(refine)
+    refine_steps = check_steps(refine)
     mono = [audio_lib.resample(audio_lib.to_mono(r), sample_rate, self.sample_rate)
             for r in _listed(recordings, 'recordings')]
     gains = [audio_lib.level_gain(r) for r in mono]
     levelled = [audio_lib.apply_gain(r, gain) for r, gain in zip(mono, gains)]
-    codes = self._inference.encode(self.params, self.frozen, levelled, batch, progress, refine, stages)
+    codes = self._inference.encode(self.params, self.frozen, levelled, batch, progress, refine_steps,
+                                   stages)
     return [Tokens(codes=c, num_samples=len(r), gain_db=gain,
                    bits_per_code=bits_per_stage(self.config.model), fingerprint=self.fingerprint)
             for c, r, gain in zip(codes, mono, gains)]

@@ -275,7 +275,7 @@ def test_no_network_is_noticed_soon(monkeypatch, capsys):
 
 
 def _encode_folder(path):
-  folders.encode_folder(argparse.Namespace(input='.', output=path, workers=1))
+  folders.encode_folder(argparse.Namespace(input='.', output=path, workers=1, refine=0))
 
 
 @pytest.mark.parametrize('write', [lambda path: pack.pack('here.jsonl', path), files.make_folder,

@@ -38,7 +38,7 @@ def quick(run, monkeypatch):
   """The codec's rates and name, with arithmetic in the place of its networks: for what is about files."""
   codec = load(run)
 
-  def encode_batch(recordings, rate, kbps, progress):
+  def encode_batch(recordings, rate, kbps, progress, refine):
     return [afc.Tokens(np.tile((1000 * np.abs(r[::320])).astype(np.int32)[:, None], codec.num_stages(kbps)),
                        len(r), 0.0, codec.fingerprint) for r in recordings]
 

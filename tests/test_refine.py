@@ -3,8 +3,10 @@
 import librosa
 import numpy as np
 import pytest
+import soundfile as sf
 
 import affectcodec_jax
+from affectcodec_jax import __main__ as cli
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.inference.pieces import Inference
@@ -46,10 +48,10 @@ def test_a_batch_of_unequal_lengths_is_refined_as_each_alone(backbone):
   config, params, frozen = networks(backbone)
   run = Inference(config, frozen, chunk=50)
   recordings = [sound(s, i) for i, s in enumerate((0.02, 1.2))]
-  together = run.encode(params, frozen, recordings, batch=2, refine=3, stages=2)
+  together = run.encode(params, frozen, recordings, batch=2, refine_steps=3, stages=2)
   plain = run.encode(params, frozen, recordings, stages=2)
   for recording, codes, before in zip(recordings, together, plain):
-    alone, = run.encode(params, frozen, [recording], batch=2, refine=3, stages=2)
+    alone, = run.encode(params, frozen, [recording], batch=2, refine_steps=3, stages=2)
     assert codes.shape == before.shape == (-(-len(recording) // 320), 2)
     assert np.mean(codes != alone) <= 0.02
   assert np.any(together[1] != plain[1])
@@ -61,3 +63,14 @@ def test_silence_and_what_is_no_number_of_steps(codec):
   for steps in (-1, 1.5, True, 100_000, None):
     with pytest.raises(UserError, match='steps'):
       codec.encode(np.zeros(320, np.float32), 16000, 1.5, refine=steps)
+
+
+def test_commands_refuse_it_in_one_line(tmp_path, capsys):
+  (tmp_path / 'in').mkdir()
+  sf.write(tmp_path / 'in' / 'a.wav', sound(0.5), 16_000)
+  for words in (['encode', tmp_path / 'in' / 'a.wav', tmp_path / 'a.afc'],
+                ['encode', tmp_path / 'in', tmp_path / 'out'],
+                ['evaluate', '--data', tmp_path / 'in', '--out', tmp_path / 'scores']):
+    assert cli.main([*map(str, words), '--refine', '-1']) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith('error: refine -1: a whole number of steps')
+  assert [p.name for p in tmp_path.iterdir()] == ['in']

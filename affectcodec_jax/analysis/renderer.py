@@ -22,6 +22,7 @@ from affectcodec_jax.emotion.teachers import encoder_features
 from affectcodec_jax.inference.refine import make_refine
 from affectcodec_jax.models import source_filter
 from affectcodec_jax.models.codec import Codec, make_codec
+from affectcodec_jax.models.context import decoder_context
 
 LEARNING_RATE = 0.03  # of the fit, falling to 0 by a cosine
 REFINE_STEPS = 50
@@ -51,7 +52,7 @@ def score_renderer(args):
                     'give fewer --seconds')
   audio = np.stack(clips).astype(np.float32)
   results = {'step': codec.step, 'fingerprint': codec.fingerprint.hex(), 'files': len(clips),
-             'seconds': samples / SAMPLE_RATE, 'fit_steps': args.steps,
+             'seconds': samples / SAMPLE_RATE, 'refine_steps': REFINE_STEPS, 'fit_steps': args.steps,
              'rows': measure(codec, audio, args.steps)}
   write_json(out / 'renderer.json', results)
   print(f'{len(clips)} files of {samples / SAMPLE_RATE:g} s\n{"":28}' + ''.join(f'{c:>9}' for c in COLUMNS))
@@ -81,13 +82,15 @@ def measure(codec, audio, steps):
   u = run(Codec.analyse, audio, features, np.ones(features.shape[:2], bool))
   values = {name: run(Codec.quantize, u, rounding).values
             for name, rounding in (('rounded', 1.0), ('not rounded', 0.0))}
-  refine, every_frame = make_refine(config), np.full(len(audio), u.shape[1], np.int32)
+  refine, context = make_refine(config), decoder_context(config.model)
+  beyond = jnp.pad(u, ((0, 0), (context, context), (0, 0)), mode='edge')
+  first, last = (np.full(len(audio), n, np.int32) for n in (context, context + u.shape[1] - 1))
   rows = []
   for stages in config.rates:
     for name, of_stages in values.items():
       decoded = run(Codec.synthesise, run(Codec.latent, of_stages[:stages]))
       rows.append(row(f'{stages} stages, {name}', np.asarray(decoded)))
-    codes = refine(codec.params, u, jnp.asarray(audio), every_frame, REFINE_STEPS, stages)
+    codes = refine(codec.params, beyond, jnp.asarray(audio), first, last, REFINE_STEPS, stages)
     decoded = run(Codec.synthesise, run(Codec.lookup, codes))
     rows.append(row(f'{stages} stages, refined', np.asarray(decoded)))
   controls = run(Codec.controls, run(Codec.latent, values['rounded']))

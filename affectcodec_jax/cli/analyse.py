@@ -149,11 +149,11 @@ Needs requirements-eval.txt."""),
         "where sound is lost: in rounding, in the networks, or in the decoder's source and filters",
         'analyse renderer --data SPEECH/manifest.jsonl --out runs/renderer', _renderer_options,
         _renderer, """\
-The same clips decoded from rounded codes and from unrounded ones, and with gains and phases of the
-decoder's filters fitted to each clip by the mel loss, at the pitch the codec decodes; and as the vocoder
-WORLD makes them of what it measures. Writes OUT/renderer.json and prints a table, means over clips: mel
-distance, and PESQ-WB, ESTOI and ViSQOL where their packages are installed (requirements-eval.txt). Lite
-backbone."""),
+The same clips decoded from rounded codes, from unrounded ones and from refined ones, and with gains and
+phases of the decoder's filters fitted to each clip by the mel loss, at the pitch the codec decodes; and as
+the vocoder WORLD makes them of what it measures. Writes OUT/renderer.json and prints a table, means over
+clips: mel distance, and PESQ-WB, ESTOI and ViSQOL where their packages are installed
+(requirements-eval.txt). Lite backbone."""),
     'analyse token_emotion': Command(
         "makes a codec's predictor of emotion from tokens, and scores it",
         'analyse token_emotion --data SPEECH/manifest.jsonl --out token_emotion.safetensors',

@@ -122,11 +122,12 @@ discriminator where loss.adversarial is above 0. It takes minutes at least (docs
         'scores a codec on a set of files at every rate, beside other codecs',
         'evaluate --checkpoint runs/speech --data SPEECH/manifest.jsonl --out runs/speech/test',
         _evaluate_options, _evaluate, """\
-Each file is brought to the codec's level, encoded once and decoded from every prefix of its tokens; so do
-the peers at their rates. Writes OUT/results.json (means, 95 % bootstrap intervals over speakers),
-OUT/files.csv (one row a file and system) and OUT/report.html, a page that needs nothing else. Scores are
-kept: the same command goes on where it stopped, and peers are not measured again for the next checkpoint.
-Packages of requirements-eval.txt that are not installed are reported as absent."""),
+Each file is brought to the codec's level, encoded once and decoded from every prefix of its tokens (with
+--refine it is encoded for every rate by itself, on CPU); so do the peers at their rates. Writes
+OUT/results.json (means, 95 % bootstrap intervals over speakers), OUT/files.csv (one row a file and system)
+and OUT/report.html, a page that needs nothing else. Scores are kept: the same command goes on where it
+stopped, and peers are not measured again for the next checkpoint. Packages of requirements-eval.txt that
+are not installed are reported as absent."""),
     'compare': Command(
         'two systems of an evaluation on the same files, with the confidence of what is between',
         'compare runs/speech/test/files.csv "affectcodec 1.5" "codec2 3.2"', _compare_options,

@@ -1,10 +1,11 @@
 """Scores a codec on a set of files at every rate, beside other codecs on the same files.
 
-Each file is brought to the codec's level, encoded once and decoded from every prefix of its tokens; so do
-the peers at their rates. Writes OUT/results.json (means, 95 % bootstrap intervals over speakers),
-OUT/files.csv (one row a file and system) and OUT/report.html, a page that needs nothing else. Scores are
-kept: the same command goes on where it stopped, and peers are not measured again for the next checkpoint.
-Packages of requirements-eval.txt that are not installed are reported as absent.
+Each file is brought to the codec's level, encoded once and decoded from every prefix of its tokens (with
+`refine` it is encoded for every rate by itself); so do the peers at their rates. Writes OUT/results.json
+(means, 95 % bootstrap intervals over speakers), OUT/files.csv (one row a file and system) and
+OUT/report.html, a page that needs nothing else. Scores are kept: the same command goes on where it
+stopped, and peers are not measured again for the next checkpoint. Packages of requirements-eval.txt that
+are not installed are reported as absent.
 """
 
 import os
@@ -53,7 +54,7 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
 
   if limit < 0 or jobs < 1 or clips < 0:
     raise UserError('--limit and --clips must be at least 0, --jobs at least 1')
-  check_steps(refine)
+  refine = check_steps(refine)
   out, cache = make_folder(out), make_folder(cache or default_cache())
   folder = pathlib.Path(judges or packaged.FOLDER)
   metrics, absent = choose_metrics(metrics, folder)
@@ -66,6 +67,8 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
       absent['svm'] = str(e)
   if judges and 'svm' in absent:
     raise UserError(f'--judges: {absent["svm"]}')
+  if refine and checkpoint == 'none':
+    raise UserError('--refine is for the codec that --checkpoint names')
   systems, codec, no_peers = scoring.make_systems(checkpoint, peers, refine)
   absent |= no_peers
   if len(systems) == 1:
@@ -99,7 +102,7 @@ def evaluate(data, out, *, checkpoint='pretrained', split='test', limit=0, label
       'limits': summary.caveats(rows), 'failures': summary.failures(rows, names),
       'systems': summary.summarise(rows, names)}
   for system in systems[1:]:
-    results['systems'][system.label]['encode_and_decode'] = _time(system, signal)
+    results['systems'][system.label]['encode_and_decode'] = _time(system, signal, 1 if refine else 3)
   if codec:
     top = max((s for s in systems if s.name == 'affectcodec'), key=lambda s: s.kbps).label
     results['codec'] = facts.codec_facts(
@@ -125,11 +128,11 @@ def _items(source, chosen, places):
       yield item
 
 
-def _time(system, signal):
+def _time(system, signal, times):
   """Seconds that a system takes for a second of `signal`, with their range; None where it fails."""
   from affectcodec_jax.evaluation import facts
   try:  # a copy each time: the codec under test does not encode the same array twice
-    return facts.real_time_factor(lambda: system.run(signal.copy()), len(signal) / SAMPLE_RATE, times=3)
+    return facts.real_time_factor(lambda: system.run(signal.copy()), len(signal) / SAMPLE_RATE, times)
   except Exception as e:  # of a peer; its scores say so too
     print(f'{system.label}: not timed ({type(e).__name__}: {e})', file=sys.stderr)
     return None
@@ -202,7 +205,8 @@ def overview(results):
   if results['speakers'] < FEWEST:
     shown = {k: v for k, v in shown.items() if not k.endswith(('_macro', '_agreement'))}
   files, speakers = count(results['files'], 'file'), count(results['speakers'], 'speaker')
-  lines = [f'{files} of {speakers}, means; results.json has all that was measured',
+  refined = f', codes refined by {results["refine"]} steps' if results.get('refine') else ''
+  lines = [f'{files} of {speakers}, means{refined}; results.json has all that was measured',
            f'{"":18}' + ''.join(f'{h:>14}' for h in shown.values())]
   for label, r in results['systems'].items():
     cells = [f'{r["measured_kbps"]:.2f}' if r['measured_kbps'] else '']

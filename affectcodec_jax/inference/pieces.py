@@ -65,11 +65,14 @@ class Inference:
     search = make_refine(config)
 
     @functools.partial(jax.jit, static_argnames='stages')
-    def refine(params, audio, u_e, embedding, frames, steps, stages):
-      """As `quantize`, of so many stages and searched for by `steps`; `frames` `[B]` of T count."""
+    def refine(params, audio, u_e, embedding, first, last, steps, stages):
+      """Codes `[B, T, stages]` by a search of `inference.refine`, of a piece with the decoder's context.
+
+      Of audio with the encoder's context around that, U_e `[B, T + 2 decoder_context, emotion_dim]`.
+      """
       u = codec.apply({'params': params}, audio, u_e, embedding, acoustic, method=Codec.analyse_acoustic)
-      audio = audio[:, acoustic * HOP_LENGTH:audio.shape[1] - acoustic * HOP_LENGTH]
-      return search(params, u, audio, frames, steps, stages)
+      beyond = (acoustic + around) * HOP_LENGTH
+      return search(params, u, audio[:, beyond:audio.shape[1] - beyond], first, last, steps, stages)
 
     @jax.jit
     def latent(params, codes):
@@ -100,7 +103,7 @@ class Inference:
     self.latent, self.latent_between = latent, latent_between
     self.pitch, self.synthesise = pitch, synthesise
 
-  def encode(self, params, frozen, recordings, batch=1, progress=list, refine=0, stages=None):
+  def encode(self, params, frozen, recordings, batch=1, progress=list, refine_steps=0, stages=None):
     """Codes of recordings, `[samples]` each, at the codec's level.
 
     Args:
@@ -108,7 +111,7 @@ class Inference:
       recordings: list of `[samples]` float32.
       batch: pieces computed at once.
       progress: goes through a list of batches, as `tqdm.tqdm` does; called twice.
-      refine: steps of a search for better codes (see `inference.refine`), 0 for none.
+      refine_steps: of a search for better codes (see `inference.refine`), 0 for none.
       stages: of the codes; None is all.
 
     Returns:
@@ -121,14 +124,17 @@ class Inference:
     u_e, embedding = self.encode_emotion(params, frozen, recordings, batch, progress)
     stages = stages or self.num_stages
     codes = [np.zeros((n, stages), np.int32) for n in frames]
+    beyond = self.decoder_context if refine_steps else 0  # what the search decodes goes so far
     for group in progress(list(self._batches(frames, batch))):
-      pieces = [cut(recordings[i], start, size, self.encoder_context)
-                for i, start, size in group]
-      emotion = [_rows(u_e[i], start, size) for i, start, size in group]
+      pieces = [cut(recordings[i], start, size, self.encoder_context + beyond) for i, start, size in group]
+      emotion = [_rows(u_e[i], start - beyond, size + 2 * beyond) for i, start, size in group]
       of_pieces = [_stack(x, batch) for x in (pieces, emotion, [embedding[i] for i, _, _ in group])]
-      if refine:
-        counts = _stack([np.int32(min(size, frames[i] - start)) for i, start, size in group], batch)
-        indices = self.refine(params, *of_pieces, counts, refine, stages)
+      if refine_steps:
+        first = [np.int32(max(beyond - start, 0)) for _, start, _ in group]
+        last = [np.int32(min(frames[i] - start + beyond, size + 2 * beyond) - 1)
+                for i, start, size in group]
+        indices = self.refine(params, *of_pieces, _stack(first, batch), _stack(last, batch),
+                              refine_steps, stages)
       else:
         indices = self.quantize(params, *of_pieces)
       indices = np.asarray(indices)[..., :stages]
@@ -267,9 +273,10 @@ def inside(frames, start, size, context):
 
 
 def _rows(values, start, size):
-  """Rows `start` to `start + size` of `[frames, dim]`, zeros after the last."""
-  rows = values[start:start + size]
-  return np.pad(rows, ((0, size - len(rows)), (0, 0)))
+  """Rows `start` to `start + size` of `[frames, dim]`, zeros outside."""
+  before = max(-start, 0)
+  rows = values[start + before:start + size]
+  return np.pad(rows, ((before, size - before - len(rows)), (0, 0)))
 
 
 def _stack(pieces, batch):

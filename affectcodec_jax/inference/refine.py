@@ -8,6 +8,7 @@ block-diagonal quantiser the emotion digits are the encoder's. A step costs a de
 """
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -23,86 +24,106 @@ from affectcodec_jax.spectral import stft
 
 MAX_STEPS = 1000
 LEARNING_RATE = 0.05  # Adam's, falling to 0 by a cosine; U has about unit variance
-# Weights of the distance. A mel loss alone gains less in PESQ, compressed magnitudes alone less in the mel
-# distance; without a target for pitch it drifts (docs/sound.md#refining-the-codes-measured).
-MEL, MAGNITUDE, PITCH, VOICING, COMMITMENT = 8.0, 50.0, 4.0, 2.0, 1.0
+# Weights of the distance. The mel loss alone gains less in mel distance and ViSQOL, compressed magnitudes
+# alone less in ESTOI (docs/sound.md#refining-the-codes-measured). The mel loss says little of pitch.
+MEL, MAGNITUDE, PITCH, VOICING = 8.0, 50.0, 4.0, 2.0
 _WINDOWS = (256, 512, 1024)  # of the compressed magnitudes
 _POWER = 0.3
 
 
 def check_steps(steps):
-  """Refuses what is not a number of steps of the search; 0 is none.
+  """The number of steps of a search; 0 is none.
 
   Raises:
-    UserError: it is not.
+    UserError: it is no such number.
   """
-  if isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps <= MAX_STEPS:
+  try:
+    count = -1 if isinstance(steps, bool) else operator.index(steps)
+  except TypeError:
+    count = -1
+  if not 0 <= count <= MAX_STEPS:
     raise UserError(f'refine {steps!r}: a whole number of steps from 0 to {MAX_STEPS}; 50 are enough')
+  return count
 
 
 def make_refine(config):
-  """The compiled search: `refine(params, u, audio, frames, steps, stages)`.
+  """The compiled search of a configuration's codec.
 
-  Its arguments are the codec's parameters; U `[batch, T, dim]`; levelled audio `[batch, T * 320]`; how many
-  of the T frames each recording has, int32 `[batch]`; the number of steps; and the number of stages that
-  are to be decoded, static. It returns codes `[batch, T, stages]`, of which those of the recording's frames
-  count. A recording is refined as it would be by itself, whatever else is in the batch.
+  Returns:
+    A function of
+      params: the codec's parameters;
+      u: the encoder's U of a piece and of the decoder's context around it, `[batch, T + 2 context, dim]`;
+      audio: of the piece, at the codec's level, `[batch, T * 320]`;
+      first, last: which frames of `u` are the first and the last of the recording or, where it goes on
+        beyond the context, of `u`, int32 `[batch]`;
+      steps: their number;
+      stages: that are decoded, static.
+    It gives codes `[batch, T, stages]`, of which those of the recording's frames count: the encoder's own
+    where the search finds none that are nearer.
   """
-  codec, around = make_codec(config), decoder_context(config.model)
+  codec, context = make_codec(config), decoder_context(config.model)
   acoustic = config.model.emotion_dim  # where U_a begins
   has_source = config.model.backbone == 'lite'
 
   @functools.partial(jax.jit, static_argnames='stages')
-  def refine(params, u, audio, frames, steps, stages):
+  def refine(params, u, audio, first, last, steps, stages):
     apply = functools.partial(codec.apply, {'params': params})
-    size = u.shape[1]
+    piece = slice(context, u.shape[1] - context)
+    size = u.shape[1] - 2 * context
     # Beyond its ends a recording stays at its first and last frame, as in decoding: [B, T + 2 context].
-    at = jnp.clip(jnp.arange(-around, size + around), 0, frames[:, None] - 1)
-    inside = jnp.arange(size * HOP_LENGTH) < frames[:, None] * HOP_LENGTH  # [B, T * 320]
-    targets = _spectra(config, jnp.where(inside, audio, 0.0))
+    at = jnp.clip(jnp.arange(u.shape[1]), first[:, None], last[:, None])
+    counts = jnp.arange(context, context + size) <= last[:, None]  # [B, T]: frames of the recording
+    share = counts.mean(axis=1)  # of the piece that is the recording's, [B]
+    audible = jnp.repeat(counts, HOP_LENGTH, axis=1)  # [B, T * 320]
+    mels, magnitudes = _spectra(config, jnp.where(audible, audio, 0.0))
 
-    def around_frames(latent):
-      return jnp.take_along_axis(latent, at[..., None], axis=1)  # [B, T, d] -> [B, T + 2 context, d]
+    def quantize(delta):
+      moved = u.at[:, piece, acoustic:].add(delta)
+      return apply(jnp.take_along_axis(moved, at[..., None], axis=1), method=Codec.quantize)
 
-    if has_source:  # pitch and voicing are those decoded from all stages of the encoder's codes
-      every = apply(apply(u, method=Codec.quantize).values, method=Codec.latent)
-      encoded = apply(around_frames(every), method=Codec.controls)
-      pitch, voiced = jax.nn.softmax(encoded.pitch), jax.nn.sigmoid(encoded.voicing)
+    def latent(quantized, stages):
+      return apply(quantized.values[:stages], method=Codec.latent)  # [B, T + 2 context, dim]
 
-    def distance(delta, position):
-      """Sum over the batch of each recording's distance; `position` draws the noise of the source."""
-      quantized = apply(u.at[..., acoustic:].add(delta), method=Codec.quantize)
-      latent = around_frames(apply(quantized.values[:stages], method=Codec.latent))
-      total = COMMITMENT * quantized.commitment[:stages].mean(axis=0)  # [B]
+    none = jnp.zeros_like(u[:, piece, acoustic:])
+    if has_source:  # pitch and voicing are to be those decoded from all stages of the encoder's codes
+      encoded = apply(latent(quantize(none), config.model.num_stages), method=Codec.controls)
+      pitch, voiced = jax.nn.softmax(encoded.pitch)[:, piece], jax.nn.sigmoid(encoded.voicing)[:, piece]
+
+    def distances(delta, position):
+      """How far each recording is from what is decoded, `[B]`; `position` draws the noise of the source."""
+      decodable, total = latent(quantize(delta), stages), 0.0
       if has_source:
-        controls = apply(latent, method=Codec.controls)
-        source = source_filter.beginning(source_filter.predicted_increments(controls.pitch))
-        decoded = source_filter.render(controls, source._replace(
-            start=jnp.full_like(source.start, around), position=jnp.full_like(source.start, position)))
-        surprise = -jnp.sum(pitch * jax.nn.log_softmax(controls.pitch), axis=-1)  # [B, T + 2 context]
-        total += PITCH * jnp.mean(surprise * voiced, axis=-1)
-        total += VOICING * losses.voicing_distance(controls.voicing, voiced)
+        controls = apply(decodable, method=Codec.controls)
+        increments = source_filter.predicted_increments(controls.pitch)
+        start, zero = jnp.full(len(u), context, jnp.int32), jnp.zeros(len(u), jnp.int32)
+        decoded = source_filter.render(
+            controls, source_filter.Source(increments, start, phase=zero, position=zero + position))
+        surprise = -jnp.sum(pitch * jax.nn.log_softmax(controls.pitch)[:, piece], axis=-1)  # [B, T]
+        total += PITCH * jnp.mean(surprise * voiced * counts, axis=1)
+        logits = controls.voicing[:, piece]
+        total += VOICING * jnp.mean((jax.nn.softplus(logits) - voiced * logits) * counts, axis=1)
       else:
-        decoded = apply(latent, method=Codec.synthesise)
-      decoded = decoded[:, around * HOP_LENGTH:(around + size) * HOP_LENGTH]
-      mels, magnitudes = _spectra(config, jnp.where(inside, decoded, 0.0))
-      total += MEL * losses.mel_distance(mels, targets[0])
-      total += MAGNITUDE * losses.mel_distance(magnitudes, targets[1])
-      return total.sum()
+        decoded = apply(decodable, method=Codec.synthesise)
+      decoded = decoded[:, context * HOP_LENGTH:(context + size) * HOP_LENGTH]
+      decoded_mels, decoded_magnitudes = _spectra(config, jnp.where(audible, decoded, 0.0))
+      total += MEL * losses.mel_distance(decoded_mels, mels)
+      total += MAGNITUDE * losses.mel_distance(decoded_magnitudes, magnitudes)
+      return total / share
 
+    gradient = jax.grad(lambda *args: distances(*args).sum())
     adam = optax.scale_by_adam()
 
     def step(i, carry):
       delta, state = carry
       # Another drawing of the noise in every step: codes that fit one would suit no other.
       position = jax.random.randint(jax.random.fold_in(jax.random.key(0), i), (), 0, 2 ** 30)
-      update, state = adam.update(jax.grad(distance)(delta, position), state)
+      update, state = adam.update(gradient(delta, position), state)
       rate = 0.5 * LEARNING_RATE * (1 + jnp.cos(jnp.pi * i / steps))
       return delta - rate * update, state
 
-    delta = jnp.zeros_like(u[..., acoustic:])
-    delta, _ = jax.lax.fori_loop(0, steps, step, (delta, adam.init(delta)))
-    return apply(u.at[..., acoustic:].add(delta), method=Codec.quantize).indices[..., :stages]
+    found, _ = jax.lax.fori_loop(0, steps, step, (none, adam.init(none)))
+    nearer = distances(found, 0) < distances(none, 0)
+    return quantize(jnp.where(nearer[:, None, None], found, none)).indices[:, piece, :stages]
 
   return refine
 
