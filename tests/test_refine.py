@@ -10,7 +10,9 @@ from affectcodec_jax import __main__ as cli
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.data.synthetic import SyntheticSource
 from affectcodec_jax.inference.pieces import Inference
+from affectcodec_jax.inference.refine import make_refine
 from affectcodec_jax.models import fsq
+from affectcodec_jax.models.context import decoder_context
 from tests.test_inference import networks, sound
 
 
@@ -42,10 +44,9 @@ def test_the_packaged_codec_comes_nearer_at_the_same_emotion_digits(codec):
 
 
 @pytest.mark.usefixtures('one_mel_scale')
-@pytest.mark.parametrize('backbone', ['dac', 'lite'])
-def test_a_batch_of_unequal_lengths_is_refined_as_each_alone(backbone):
+def test_a_batch_of_unequal_lengths_is_refined_as_each_alone():
   """Alone, a batch is filled with copies. Rounding may carry a value over a boundary of its code."""
-  config, params, frozen = networks(backbone)
+  config, params, frozen = networks('lite')
   run = Inference(config, frozen, chunk=50)
   recordings = [sound(s, i) for i, s in enumerate((0.02, 1.2))]
   together = run.encode(params, frozen, recordings, batch=2, refine_steps=3, stages=2)
@@ -55,6 +56,17 @@ def test_a_batch_of_unequal_lengths_is_refined_as_each_alone(backbone):
     assert codes.shape == before.shape == (-(-len(recording) // 320), 2)
     assert np.mean(codes != alone) <= 0.02
   assert np.any(together[1] != plain[1])
+
+
+def test_codecs_without_a_source_have_the_search_too():
+  """Traced, not run: a compilation of the DAC-style decoder's gradient would take most of a minute."""
+  config, params, _ = networks('dac')
+  context, model = decoder_context(config.model), config.model
+  u = np.zeros((2, 50 + 2 * context, model.emotion_dim + model.acoustic_dim), np.float32)
+  first, last = np.full(2, context, np.int32), np.full(2, context + 49, np.int32)
+  codes = make_refine(config).eval_shape(params, u, np.zeros((2, 50 * 320), np.float32), first, last, 3,
+                                         stages=2)
+  assert codes.shape == (2, 50, 2) and codes.dtype == np.int32
 
 
 def test_silence_and_what_is_no_number_of_steps(codec):

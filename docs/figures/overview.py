@@ -9,16 +9,17 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 FOLDER = pathlib.Path(__file__).parent
-LOG = FOLDER.parent / 'logs' / 'evaluation' / 'test-0.6.0.json'
+LOGS = FOLDER.parent / 'logs' / 'evaluation'
 PANELS = {'pesq': 'PESQ-WB', 'visqol': 'ViSQOL',
           'all_agreement': 'same emotion as the original\n(share of clips, mean of three classifiers)'}
-LINES = {'affectcodec': ('AffectCodec 0.6.0', '#d1431f', 'o', 2.2), 'opus': ('Opus', '#2b6cb0', '^', 1.3),
+LINES = {'affectcodec': ('AffectCodec 0.6.0', '#d1431f', 'o', 2.2),
+         'refined': ('the same, codes refined', '#d69e2e', 'D', 1.8), 'opus': ('Opus', '#2b6cb0', '^', 1.3),
          'amrwb': ('AMR-WB', '#6b8e23', 's', 1.3), 'codec2': ('Codec 2', '#805ad5', 'v', 1.3)}
 
 
 def main():
   """Panels over measured bit rate, all on the same test files."""
-  systems = json.loads(LOG.read_text())['systems']
+  systems = [r for name in ('test', 'refined') for r in read(name)]
   figure, panels = plt.subplots(1, len(PANELS), figsize=(12, 3.7), constrained_layout=True)
   for axes, (metric, heading) in zip(panels, PANELS.items()):
     for name, (label, colour, marker, width) in LINES.items():
@@ -30,13 +31,21 @@ def main():
     axes.set_xlabel('kbit/s, measured')
     axes.grid(axis='y', linewidth=0.5)
     axes.spines[['top', 'right']].set_visible(False)
-  figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False)
+  figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=5, frameon=False)
   figure.savefig(FOLDER / 'overview.png', dpi=110, metadata={'Software': None})
+
+
+def read(name):
+  """The systems of one evaluation; the codec with refined codes is one of its own."""
+  systems = list(json.loads((LOGS / f'{name}-0.6.0.json').read_text())['systems'].values())
+  if name == 'refined':
+    return [r | {'system': 'refined'} for r in systems if r['system'] == 'affectcodec']
+  return systems
 
 
 def draw(axes, systems, name, metric, label, **style):
   """Means of one codec at its rates, with 95 % intervals over speakers."""
-  of_codec = [r for r in systems.values() if r['system'] == name]
+  of_codec = [r for r in systems if r['system'] == name]
   points = sorted((r['measured_kbps'], r['scores'][metric]) for r in of_codec)
   x, means = [k for k, _ in points], [s['mean'] for _, s in points]
   spread = [[s['mean'] - s['low'] for _, s in points], [s['high'] - s['mean'] for _, s in points]]
