@@ -12,7 +12,6 @@ import operator
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from affectcodec_jax import losses
 from affectcodec_jax.common.constants import HOP_LENGTH
@@ -67,6 +66,7 @@ def make_refine(config):
 
   @functools.partial(jax.jit, static_argnames='stages')
   def refine(params, u, audio, first, last, steps, stages):
+    import optax  # while compiling: those who encode and decode without a search start without it
     apply = functools.partial(codec.apply, {'params': params})
     piece = slice(context, u.shape[1] - context)
     size = u.shape[1] - 2 * context
