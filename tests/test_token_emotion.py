@@ -13,12 +13,12 @@ import soundfile
 
 from affectcodec_jax import __main__ as cli
 from affectcodec_jax import api
-from affectcodec_jax.analysis import train_token_emotion, transplant
+from affectcodec_jax.analysis import decoded_emotion, train_token_emotion, transplant
 from affectcodec_jax.analysis.codes import Clip, encode_clip, read_items
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.emotion import judges
+from affectcodec_jax.emotion import judges, teachers
 from affectcodec_jax.inference import weights
 from affectcodec_jax.models.codec import Codec, init_params, make_codec
 from affectcodec_jax.models.params import save_params
@@ -244,6 +244,31 @@ def test_a_transplant_moves_its_block_of_the_latent_and_nothing_else(codec):
   np.testing.assert_array_equal(codec.decode(transplant.compose(b, b, LEVELS)), codec.decode(b))
 
 
+def test_decoded_emotion_is_of_the_emotion_block_and_of_the_frames_there_are(codec):
+  """Other acoustic digits change nothing; the head says what it says of the features themselves, unpadded.
+
+  Clips of two codes, one an emotion, are told apart by the machine. Tolerance: float32 in another order.
+  """
+  pytest.importorskip('sklearn')
+  rng = np.random.default_rng(0)
+
+  def clips(count):
+    codes = [(_codes(rng, 20 + i, 3) >> 3 << 3) + 7 * (i % 2) for i in range(count)]
+    return [Clip(c, None, (3, 5)[i % 2], f's{i}', '', f'{i}') for i, c in enumerate(codes)]
+
+  train, valid, test = (clips(n) for n in (12, 4, 6))
+  found = decoded_emotion.classify(codec, train, valid, test, 2)
+  assert found['svm'].argmax(axis=1).tolist() == [3, 5] * 3
+  other = [c._replace(codes=c.codes % 8 + (_codes(rng, len(c.codes), 3) >> 3 << 3)) for c in test]
+  for name, probabilities in decoded_emotion.classify(codec, train, valid, other, 2).items():
+    np.testing.assert_allclose(probabilities, found[name], atol=1e-6)
+  network = functools.partial(make_codec(codec.config).apply, {'params': codec.params})
+  followed = np.pad(test[0].codes[:, :2], ((0, 9), (0, 0)), mode='edge')[None]  # further than kernels reach
+  features = network(network(followed, method=Codec.lookup), method=Codec.emotion_features)[:, :20]
+  wanted = jax.nn.softmax(teachers.teacher_logits(codec.config, codec.frozen, features))
+  np.testing.assert_allclose(found['head'][:1], wanted, atol=1e-5)
+
+
 @pytest.fixture(scope='module')
 def manifest(tmp_path_factory):
   """Half seconds of synthetic speech: in each split two speakers with two emotions, twice."""
@@ -276,6 +301,7 @@ def test_commands_train_and_transplant(codec, manifest, tmp_path, capsys, monkey
   assert list(token_emotion.load(path).weights) == [1, 2, 3]
   report = json.loads(report.read_text())
   assert report['chance'] == 0.5 and len(report['from_audio']) == 5
+  assert all(set(kinds['decoded']) == {'head', 'svm'} for kinds in report['stages'].values())
   audio = SyntheticSource(1, seed=1)[0]['audio']
   result = token_emotion.load(path).predict(codec.encode(audio, 16000, kbps=1.5))
   assert result[[EMOTIONS.index('sad'), EMOTIONS.index('angry')]].sum() == pytest.approx(1)

@@ -2,7 +2,8 @@
 
 A logistic regression for one stage and for each rate of the codec. What it reads (the emotion block, the
 acoustic block or both) and how strongly it is regularised is chosen on the validation split; all three are
-scored on the test split, beside judges of the audio. Splits must have different speakers.
+scored on the test split, beside what a block-diagonal codec decodes from its emotion block alone
+(`decoded_emotion`) and judges of the audio. Splits must have different speakers.
 Needs scikit-learn.
 """
 
@@ -20,7 +21,7 @@ ABSENT = -1e4  # logit of an emotion that was not in the training data
 
 def make_predictor(args):
   """Fits, scores and writes it; `args` are those of the command `analyse token_emotion`."""
-  from affectcodec_jax.analysis import codes, probes
+  from affectcodec_jax.analysis import codes, decoded_emotion, probes
   from affectcodec_jax.api import load
   from affectcodec_jax.common.files import check_file, write_json
   from affectcodec_jax.data.folder import list_rows, select_rows
@@ -40,6 +41,9 @@ def make_predictor(args):
   for stages in sorted({1, *codec.config.rates}):
     scores[stages], fitted = fit_kinds(train, valid, test, levels, stages)
     weights[stages] = scores[stages]['chosen'], fitted[scores[stages]['chosen']]
+    if codec.config.model.quantizer == 'bd_rfsq':
+      decoded = decoded_emotion.classify(codec, train, valid, test, stages)
+      scores[stages]['decoded'] = {name: score(test, p) for name, p in decoded.items()}
   predictor = token_emotion.Predictor(codec.fingerprint, levels, weights)
   token_emotion.save(args.out, predictor)
   results = {'fingerprint': codec.fingerprint.hex(), 'step': codec.step,
@@ -170,4 +174,6 @@ def table(results, stage_kbps):
                    f'validation {kinds[kind]["valid"]["mean"]:.3f}{kept}')
     lead = kinds['emotion_minus_acoustic']
     lines.append(f'             emotion block less acoustic block {text(lead, ".3f")}')
+    lines += [f'             features of the emotion block, {name:4} {text(s, ".3f")}'
+              for name, s in kinds.get('decoded', {}).items()]
   return lines + [f'{name:24} {text(s, ".3f")}' for name, s in results['from_audio'].items()]

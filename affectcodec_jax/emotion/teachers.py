@@ -102,10 +102,10 @@ def teacher_features(config, frozen, audio, mask=None):
   return network.apply({'params': params}, audio, mask, method='features')
 
 
-def teacher_logits(config, frozen, features):
+def teacher_logits(config, frozen, features, mask=None):
   """Utterance logits `[batch, emotions]` of the compact teacher's head on features `[batch, T, dim]`."""
   params = jax.lax.stop_gradient(frozen['teacher'])
-  return make_teacher(config).apply({'params': params}, features, method='logits')
+  return make_teacher(config).apply({'params': params}, features, mask, method='logits')
 
 
 def encoder_features(config, frozen, audio, mask=None):
