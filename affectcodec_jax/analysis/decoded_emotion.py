@@ -5,15 +5,13 @@ teacher's own head, to which nothing is fitted, and a support vector machine fit
 deviation over time, as to the features of judges (`emotion.judges.fit_svm`).
 """
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from affectcodec_jax.emotion.judges import fit_svm
 from affectcodec_jax.emotion.teachers import teacher_logits
 from affectcodec_jax.models.codec import Codec, make_codec
+from affectcodec_jax.training.guide import moments
 
 _LENGTHS = 50  # frames: of which all clips are padded to a multiple, so that there is little to compile
 
@@ -29,33 +27,25 @@ def classify(codec, train, valid, test, stages):
   Returns:
     {'head': …, 'svm': …}; without 'head' where the codec comes without the teacher or that has none.
   """
-  has_head = 'teacher' in codec.frozen and 'head' in codec.frozen['teacher']
-  read = _reader(codec, has_head)
-  outputs = [[read(*_padded(clip.codes[:, :stages])) for clip in clips] for clips in (train, valid, test)]
-  moments = [np.concatenate([np.asarray(m) for m, _ in some]) for some in outputs]
-  train_labels, valid_labels = (np.array([c.emotion for c in clips]) for clips in (train, valid))
-  found = {'svm': fit_svm(moments[0], train_labels, moments[1], valid_labels)(moments[2])}
-  if has_head:
-    found['head'] = np.concatenate([np.asarray(p) for _, p in outputs[2]])
-  return found
-
-
-def _reader(codec, has_head):
-  """A function of codes `[1, T, stages]` and mask `[1, T]` to moments `[1, 2 dim]` and probabilities."""
   network, variables = make_codec(codec.config), {'params': codec.params}
 
-  @jax.jit
-  def read(codes, mask):
+  def features(codes):
     latent = network.apply(variables, codes, method=Codec.lookup)
-    features = network.apply(variables, latent, method=Codec.emotion_features)  # [1, T, dim]
-    weight = mask[..., None] / mask.sum()
-    mean = jnp.sum(weight * features, axis=1)
-    deviation = jnp.sqrt(jnp.sum(weight * (features - mean[:, None]) ** 2, axis=1))
-    head = functools.partial(teacher_logits, codec.config, codec.frozen)
-    return (jnp.concatenate([mean, deviation], axis=-1),
-            jax.nn.softmax(head(features, mask)) if has_head else None)
+    return network.apply(variables, latent, method=Codec.emotion_features)  # [1, T, dim]
 
-  return read
+  moments_of = jax.jit(lambda codes, mask: moments(features(codes), mask))
+  head_of = jax.jit(lambda codes, mask: jax.nn.softmax(
+      teacher_logits(codec.config, codec.frozen, features(codes), mask)))
+
+  def of_clips(function, clips):
+    return np.concatenate([function(*_padded(clip.codes[:, :stages])) for clip in clips])
+
+  x = [of_clips(moments_of, clips) for clips in (train, valid, test)]
+  train_labels, valid_labels = (np.array([c.emotion for c in clips]) for clips in (train, valid))
+  found = {'svm': fit_svm(x[0], train_labels, x[1], valid_labels)(x[2])}
+  if 'head' in codec.frozen.get('teacher', {}):
+    found['head'] = of_clips(head_of, test)
+  return found
 
 
 def _padded(codes):

@@ -103,7 +103,14 @@ def teacher_features(config, frozen, audio, mask=None):
 
 
 def teacher_logits(config, frozen, features, mask=None):
-  """Utterance logits `[batch, emotions]` of the compact teacher's head on features `[batch, T, dim]`."""
+  """Utterance logits `[batch, emotions]` of the compact teacher's head.
+
+  Args:
+    config: the configuration.
+    frozen: {'teacher': its parameters}.
+    features: `[batch, T, dim]`.
+    mask: `[batch, T]` bool, False on padding, or None.
+  """
   params = jax.lax.stop_gradient(frozen['teacher'])
   return make_teacher(config).apply({'params': params}, features, mask, method='logits')
 
