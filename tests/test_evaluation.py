@@ -307,8 +307,9 @@ def test_mistakes_get_one_line(run, speech, tmp_path, capsys):
 
 def test_a_worker_leaves_with_its_parent():
   """However the parent ended: here it just does, right after it has started the other."""
-  worker = ('import os; from affectcodec_jax.common import workers; print(os.getpid(), flush=True); '
-            'workers.leave_with(os.getppid())')
+  # Whose child it is the worker asks before it prints: what it prints lets the parent go.
+  worker = ('import os; from affectcodec_jax.common import workers; parent = os.getppid(); '
+            'print(os.getpid(), flush=True); workers.leave_with(parent)')
   parent = ('import subprocess, sys; '
             f'p = subprocess.Popen([sys.executable, "-c", {worker!r}], stdout=subprocess.PIPE, text=True); '
             'print(p.stdout.readline())')

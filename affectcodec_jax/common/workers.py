@@ -32,7 +32,7 @@ def pool(jobs, start=None, settings=(), on_cpu=False):
   os.environ.update(threads)  # inherited by the processes, which start with the first task
   try:
     with concurrent.futures.ProcessPoolExecutor(
-        jobs, multiprocessing.get_context('spawn'), _start, (start, settings)) as executor:
+        jobs, multiprocessing.get_context('spawn'), _start, (os.getpid(), start, settings)) as executor:
       try:
         yield executor
       except BaseException:
@@ -81,9 +81,9 @@ def in_order(executor, work, items, ahead):
     yield done, result.result()
 
 
-def _start(start, settings):
+def _start(parent, start, settings):
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to stop
-  threading.Thread(target=leave_with, args=(os.getppid(),), daemon=True).start()
+  threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
   progress.log_to_stderr()
   progress.set_verbosity(quiet=True)  # the parent has the bar
   if start:
