@@ -12,10 +12,11 @@ from affectcodec_jax.spectral import log_mel
 
 MEL_WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
 MEL_BANDS = (5, 10, 20, 40, 80, 160, 320)
+DAC_FLOOR = 1e-5  # of mel magnitudes; of codecs from before `loss.mel_floor` was configured, too
 _PITCH_WIDTH = 1.2  # classes, of the Gaussian
 
 
-def mel_targets(audio, floor=1e-5):
+def mel_targets(audio, floor=DAC_FLOOR):
   """Log-mel spectrograms of `[batch, samples]` at every scale, to be compared with `mel_distance`.
 
   Magnitudes below `floor` count as `floor`. At the codec's level of -24 dBFS, 1e-3 is about where the

@@ -74,7 +74,6 @@ def _train(config, workdir, files, init_from):
   use_compilation_cache()
   if config.train.distributed:
     parallel.join_processes()
-  origin, init_from = init_from, release.find(init_from) if init_from else None
   primary = jax.process_index() == 0
   say = (lambda *a: print(*a, flush=True)) if primary else (lambda *a: None)
   batch_size = parallel.local_batch_size(config)
@@ -95,13 +94,15 @@ def _train(config, workdir, files, init_from):
             if name == 'teacher' or config.teacher.student}
   # A run without a checkpoint begins anew.
   resuming = manager.latest_step() is not None and copies['teacher'].exists()
-  frozen = _load_frozen(config, copies if resuming else {}, init_from)
-  state, resumed = _make_state(config, source, frozen, devices, manager, iterator, init_from)
+  # What a run began from may have gone when it goes on.
+  start = release.find(init_from) if init_from and not resuming else None
+  frozen = _load_frozen(config, copies if resuming else {}, start)
+  state, resumed = _make_state(config, source, frozen, devices, manager, iterator, start)
   step = int(state.step)
   if resumed:
     say(f'resumed at step {step}')
   elif init_from:
-    say(f'starting from the codec in {origin}')
+    say(f'starting from the codec in {init_from}')
   if step >= config.train.steps:
     say(f'already at step {step} of {config.train.steps}; raise train.steps to go on')
   if primary:  # only now, when all is known to fit, is anything written that a later start reads

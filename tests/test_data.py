@@ -31,9 +31,10 @@ class Counting:
     return {'audio': np.full(1000, 0.1, np.float32), 'emotion': i, 'speaker': '', 'name': str(i)}
 
 
-def _iterator(source, seed=0, batch_size=4, **kwargs):
+def _iterator(source, seed=0, batch_size=4, crop_samples=640, **kwargs):
   data = ConfigDict({'gain_db': 3.0, 'speed': 0.0, 'equalise_db': 0.0})
-  return pipeline.make_iterator(source, data, batch_size=batch_size, crop_samples=640, seed=seed, **kwargs)
+  return pipeline.make_iterator(source, data, batch_size=batch_size, crop_samples=crop_samples, seed=seed,
+                                **kwargs)
 
 
 def _take(iterator, n):
@@ -182,6 +183,8 @@ def test_long_files_are_read_by_window(tmp_path):
   source.read = lambda i, start=0.0, seconds=None: read.append(seconds) or whole(i, start, seconds)
   next(_iterator(source))
   assert read and set(read) == {30.0}
+  crop = next(_iterator(source, crop_samples=16000 * 35))['audio']
+  assert max(read) > 35 and np.abs(crop[:, -8000:]).max() > 0  # no silence behind it
 
 
 @pytest.mark.parametrize('field, value, message', [

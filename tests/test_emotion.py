@@ -204,6 +204,8 @@ def test_a_teacher_that_is_not_there_is_made_by_the_command_of_its_kind(kind, di
     ('distil', 'teacher.kind=whisper_base --config.teacher.dim=512 --config.teacher.layer=3',
      'teacher.path is empty'),
     ('distil', 'teacher.kind=whisper_base', 'teacher.dim=160, but features of whisper_base are 512 wide'),
+    ('distil', 'student.depth=0', 'student.depth: Input should be greater than or equal to 1, got 0'),
+    ('train', 'guide.weight=-1.0', 'guide.weight: Input should be greater than or equal to 0, got -1.0'),
     ('distil', 'teacher.kind=wav2vec', "teacher.kind='wav2vec'; use one of compact, emotion2vec_base")])
 def test_emotion_networks_refuse_what_cannot_be_trained(command, override, message, tmp_path, capsys):
   config = {'train': 'teacher', 'distil': 'student'}[command]
@@ -226,13 +228,13 @@ def test_emotion_networks_refuse_to_learn_from_nothing_or_over_others(tmp_path, 
     assert 'no file of split train has a known emotion' in capsys.readouterr().err
     assert not (tmp_path / kind).exists()
     (tmp_path / kind).mkdir()
-    (tmp_path / kind / f'{kind}.safetensors').write_bytes(b'mine')
+    (tmp_path / kind / 'student.safetensors').write_bytes(b'mine')
     assert cli.main([*args, f'--workdir={tmp_path / kind}']) == 2
-    assert f'holds a {kind}.safetensors; give another --workdir' in capsys.readouterr().err
+    assert 'holds a student.safetensors; give another --workdir' in capsys.readouterr().err
     (tmp_path / kind / 'codec.json').write_text('{}')
     assert cli.main([*args, f'--workdir={tmp_path / kind}']) == 2
     assert 'holds a codec; give another --workdir' in capsys.readouterr().err
-    assert (tmp_path / kind / f'{kind}.safetensors').read_bytes() == b'mine'
+    assert (tmp_path / kind / 'student.safetensors').read_bytes() == b'mine'
 
 
 def test_svm_judge_of_few_emotions():
@@ -371,6 +373,8 @@ def test_student_is_distilled_and_stands_in_for_the_teacher(one_mel_scale, tmp_p
   assert (codec.encode(audio, 16000).codes != tokens.codes).any()  # the encoder reads it
   with pytest.raises(UserError, match='not a student'):
     weights.load_student(config, packaged.TEACHER)
+  with pytest.raises(UserError, match='not a compact teacher'):
+    weights.load_compact(config.teacher.student)
 
 
 def test_student_sizes_are_read_off_the_parameters():

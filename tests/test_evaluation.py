@@ -17,7 +17,8 @@ from affectcodec_jax import __main__ as cli
 from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.data.synthetic import SyntheticSource
-from affectcodec_jax.evaluation import facts, report, scoring, statistics, summary
+from affectcodec_jax.evaluation import compare, facts, report, scoring, statistics, summary
+from affectcodec_jax.evaluation import run as evaluation
 from affectcodec_jax.evaluation.systems import System
 from configs import base
 from tests.conftest import tiny, untrained_release
@@ -209,6 +210,23 @@ def test_what_is_wrong_with_the_machine_is_not_kept_of_a_clip(tmp_path):
   works.append(True)
   assert scorer(_item())['x 6'] | {'versions': 0} == {
       'bits': 100, 'scores': {'m': {'m': 1.0}}, 'versions': 0, 'problems': {}}
+
+
+def test_what_is_not_a_number_is_no_score(tmp_path):
+  """ViSQOL of digital silence, say: such a file failed, and counts in no system's mean."""
+  system = System('x', 6, lambda audio: (audio, 100), '1')
+  scores = {'m': float('nan'), 'n': [0.5, float('inf')], 'j': [0.5, 0.5], 'j_labels': ['a', 'b'], 'w': 3}
+  for _ in range(2):  # as it is measured, and as it was kept
+    scorer = scoring.Scorer([system], {'m': (lambda: lambda a, b, item: scores, '1')}, tmp_path)
+    assert scorer(_item())['x 6']['scores'] == {'m': scores | {'m': None, 'n': None}}
+
+
+def test_names_that_are_not_utf8_stay_apart(tmp_path):
+  rows = [_judged(system, f'{c}.wav', 1, [0.5] * 8, pesq=p) for system in ('original', 'x')
+          for c, p in (('\udcff', 1.5), ('\udcfe', float('nan')))]
+  evaluation.write_rows(tmp_path / 'files.csv', rows)
+  read = compare.read_files(tmp_path / 'files.csv', 'x')
+  assert len(read) == 2 and sorted(r['pesq'] for r in read.values()) == ['', '1.5']
 
 
 def test_systems_of_one_name_are_refused(monkeypatch):

@@ -61,6 +61,8 @@ def test_a_batch_of_unequal_lengths_is_refined_as_each_alone():
 def test_codecs_without_a_source_have_the_search_too():
   """Traced, not run: a compilation of the DAC-style decoder's gradient would take most of a minute."""
   config, params, _ = networks('dac')
+  config = config.copy_and_resolve_references()
+  del config.loss.mel_floor  # as a codec from before this field
   context, model = decoder_context(config.model), config.model
   u = np.zeros((2, 50 + 2 * context, model.emotion_dim + model.acoustic_dim), np.float32)
   first, last = np.full(2, context, np.int32), np.full(2, context + 49, np.int32)

@@ -128,7 +128,8 @@ def test_training_starts_from_a_released_codec_and_then_resumes(released, tmp_pa
   jax.tree.map(np.testing.assert_array_equal, state.disc_params,
                load_params(out / 'discriminator.safetensors'))
   assert 'starting from' in capsys.readouterr().out
-  train.train(c, tmp_path, init_from=str(out))  # the run's own checkpoint comes first
+  # The run's own checkpoint comes first; what it began from need not be there any more.
+  train.train(c, tmp_path, init_from=str(tmp_path / 'moved'))
   printed = capsys.readouterr().out
   assert 'resumed at step 1' in printed and 'starting from' not in printed
 

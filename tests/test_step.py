@@ -71,7 +71,8 @@ def test_without_multi_rate_each_clip_is_decoded_once():
 
 
 def test_decoder_only_leaves_the_tokens():
-  """All but the decoder stays, in spite of decay and of moments; the decoder moves as without it."""
+  """All but the decoder stays, in spite of decay and of moments, and so does its average, which is what is
+  released, in spite of being another; the decoder moves as without it."""
   config = tiny(lite.get_config())
   config.train.update(weight_decay=0.1, clip_norm=1e9)  # the norm that is clipped is of other gradients
   state, teacher = state_and_teacher(config)
@@ -91,6 +92,10 @@ def test_decoder_only_leaves_the_tokens():
         np.testing.assert_allclose(new, other, atol=1e-6)  # another program's rounding, times the rate
       else:
         np.testing.assert_array_equal(old, new)
+    for old, new, params in zip(*(jax.tree.leaves(t[name]) for t in (state.ema, held.ema, state.params))):
+      if name != 'decoder':
+        np.testing.assert_array_equal(old, new)
+        assert not np.any(params) or np.any(old != params)  # there was something to move it
 
 
 @pytest.mark.parametrize('multi_rate', [1.0, 0.0])

@@ -33,7 +33,8 @@ def add_checkpoint(parser, text='workdir of a training run, released codec, or o
 
 
 def add_kbps(parser):
-  parser.add_argument('--kbps', type=float, help='1.5, 3 or 6 (default: the highest)')
+  parser.add_argument('--kbps', type=float, help='bit rate: a multiple of that of one stage of '
+                      'the codec, such as 1.5, 3 or 6 (default: the highest)')
 
 
 def add_refine(parser):

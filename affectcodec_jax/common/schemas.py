@@ -138,6 +138,19 @@ class _Train(_Section):
   label_smoothing: _Below1 = 0.0
 
 
+class _Student(_Section):
+  width: _Size
+  depth: Annotated[int, Field(ge=1, le=128)]
+
+
+class _Guide(_Section):
+  kind: str
+  dim: _Size
+  layer: _Positive
+  path: str
+  weight: _Weight
+
+
 SECTIONS: dict[str, type[pydantic.BaseModel]] = {
     'model': _Model, 'teacher': _Teacher, 'discriminator': _Discriminator, 'loss': _Loss, 'data': _Data,
     'train': _Train}
@@ -154,6 +167,8 @@ class Config(_Section):
   loss: _Loss
   data: _Data
   train: _Train
+  student: _Student | None = None  # of configs/student.py
+  guide: _Guide | None = None  # of configs/teacher.py
 
   @pydantic.model_validator(mode='before')
   @classmethod

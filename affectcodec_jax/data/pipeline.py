@@ -20,7 +20,7 @@ from affectcodec_jax.common.files import parse_json, write_json
 from affectcodec_jax.data.perturb import EQUALISER_BANDS, change_speed, equalise
 
 _SILENCE = 1e-6  # a peak below this, 26 dB under the last bit of 16
-_LONG_SECONDS = 30.0  # of longer files only a window this long is read
+_LONG_SECONDS = 30.0  # of longer files only a window this long is read, or of a longer crop
 
 
 def make_source(config, split, seed):
@@ -100,9 +100,10 @@ class _Read(grain.transforms.RandomMap):
 
   def _read(self, index, rng):
     duration = getattr(self.source, 'duration', None)
-    if duration is not None and duration(index) > _LONG_SECONDS:
-      start = rng.uniform(0, duration(index) - _LONG_SECONDS)
-      return self.source.read(index, start, _LONG_SECONDS)
+    window = max(_LONG_SECONDS, self.crop_samples * (1 + self.speed) / SAMPLE_RATE + 0.1)
+    if duration is not None and duration(index) > window:
+      start = rng.uniform(0, duration(index) - window)
+      return self.source.read(index, start, window)
     return self.source[index]
 
 

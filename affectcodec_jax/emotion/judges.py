@@ -27,14 +27,13 @@ def network_judge(path=packaged.JUDGE):
 
 def packaged_teacher():
   """The same by the packaged teacher, for comparison: it must not judge a codec that it taught."""
-  return compact_teacher(packaged.TEACHER)
-
-
-def compact_teacher(path):
-  """The same by a compact teacher."""
-  from affectcodec_jax.emotion.teachers import make_compact
   from affectcodec_jax.models.params import load_params
-  params = load_params(path)
+  return compact_teacher(load_params(packaged.TEACHER))
+
+
+def compact_teacher(params):
+  """The same by a compact teacher's parameters."""
+  from affectcodec_jax.emotion.teachers import make_compact
   return _classifier(make_compact(params), params)
 
 

@@ -13,6 +13,8 @@ from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.evaluation.statistics import Speakers, text
 from affectcodec_jax.evaluation.summary import COLUMNS
 
+_NO_NUMBER = ('nan', 'inf', '-inf')  # versions before 0.8 wrote these for a score that could not be had
+
 
 def read_files(path, label):
   """Rows of one system in a `files.csv` of the evaluation, {file: {column: text}}.
@@ -22,7 +24,7 @@ def read_files(path, label):
   """
   try:
     with open(path, newline='', encoding='utf-8') as f:
-      rows = list(csv.DictReader(f))
+      rows = [{k: '' if v in _NO_NUMBER else v for k, v in r.items()} for r in csv.DictReader(f)]
     labels = list(dict.fromkeys(r['label'] for r in rows))
     of_label = {r['file']: r for r in rows if r['label'] == label and r['speaker'] is not None
                 and r['emotion'] is not None}

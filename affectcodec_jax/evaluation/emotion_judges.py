@@ -22,10 +22,11 @@ def score_judges(data, out, judge, teacher):
     judge, teacher: files of a network judge, which is copied, and of a compact teacher.
 
   Raises:
-    UserError: a split without labelled clips, or a package that is not installed.
+    UserError: a file of another network, a split without labelled clips, or a package that is not
+      installed.
   """
   makers = {'svm': judges.egemaps(), 'whisper_svm': judges.whisper_features()}
-  params, compact = weights.load_judge(judge), judges.compact_teacher(teacher)
+  params, compact = weights.load_judge(judge), judges.compact_teacher(weights.load_compact(teacher))
   out = make_folder(out)
   save_params(out / packaged.JUDGE.name, params)
   network = judges.network_judge(out / packaged.JUDGE.name)

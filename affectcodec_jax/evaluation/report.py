@@ -14,7 +14,7 @@ from affectcodec_jax.common.labels import EMOTIONS
 from affectcodec_jax.evaluation import charts, prosody
 from affectcodec_jax.evaluation.metrics import METRICS
 from affectcodec_jax.evaluation.statistics import FEWEST
-from affectcodec_jax.evaluation.summary import COLUMNS, JUDGE_COLUMNS, count
+from affectcodec_jax.evaluation.summary import COLUMNS, JUDGE_COLUMNS, count, labelled_emotions, left_out
 
 EMOTION_CURVES = ('f0_correlation', 'f0_rmse', 'egemaps_drift', 'energy_correlation')
 QUALITY_CURVES = ('pesq', 'estoi', 'visqol', 'distillmos', 'wer', 'speaker_resemblyzer', 'mel',
@@ -55,21 +55,7 @@ def write_report(path, results, rows, systems, read, num_clips):
       best=best_of(results, order), clips=clips(rows, systems, read, num_clips),
       tested=tested_labels(results),
       metrics={k: (v, METRICS[k].licence if k in METRICS else '') for k, v in results['metrics'].items()})
-  write_whole(path, page.encode())
-
-
-def left_out(results):
-  """Columns that say nothing of so few speakers or labelled emotions (`summary.caveats`)."""
-  few = results['speakers'] < FEWEST
-  kinds = {'macro', 'weighted', 'accuracy'} if few or labelled_emotions(results) < 2 else set()
-  kinds |= {'agreement'} if few else set()
-  names = {f'{judge}_{kind}' for judge in [*results['judges'], 'all'] for kind in kinds}
-  return names | ({'egemaps_drift'} if few else set())
-
-
-def labelled_emotions(results):
-  """How many emotions the recordings have labels of."""
-  return len(results['systems']['original']['emotions'])
+  write_whole(path, page.encode('utf-8', 'replace'))  # a file's name need not be UTF-8
 
 
 def tested_labels(results):

@@ -191,19 +191,18 @@ def write_rows(path, rows):
     names = {k: EMOTIONS[v] if v >= 0 else '' for k, v in row.items() if k == 'emotion'
              or (k.endswith('_predicted') and k.replace('_predicted', '_labels') not in row)}
     writer.writerow(row | names)
-  write_whole(path, text.getvalue().encode())
+  # A file's name need not be UTF-8, but a table has to be, and no two names may become one.
+  write_whole(path, text.getvalue().encode('utf-8', 'backslashreplace'))
 
 
 def overview(results):
   """The table that the command prints: a line a system."""
-  from affectcodec_jax.evaluation.statistics import FEWEST
-  from affectcodec_jax.evaluation.summary import count
+  from affectcodec_jax.evaluation.summary import count, left_out
   shown = {'measured': 'kbps', **{f'{j}_macro': f'MEDR {j}' for j in results['judges']},
            'all_agreement': 'agree', 'network_agreement': 'agree network', 'f0_correlation': 'F0 corr',
            'pesq': 'PESQ', 'estoi': 'ESTOI', 'visqol': 'ViSQOL', 'distillmos': 'DMOS', 'mel': 'mel',
            'speaker_resemblyzer': 'speaker', 'wer': 'WER'}
-  if results['speakers'] < FEWEST:
-    shown = {k: v for k, v in shown.items() if not k.endswith(('_macro', '_agreement'))}
+  shown = {k: v for k, v in shown.items() if k not in left_out(results)}
   files, speakers = count(results['files'], 'file'), count(results['speakers'], 'speaker')
   refined = f', codes refined by {results["refine"]} steps' if results.get('refine') else ''
   lines = [f'{files} of {speakers}, means{refined}; results.json has all that was measured',

@@ -10,6 +10,7 @@ import collections
 import functools
 import hashlib
 import json
+import math
 import pathlib
 import warnings
 
@@ -112,7 +113,7 @@ class Scorer:
   def _asked(self, record):
     """The record without what was measured at other times, by other metrics or other versions of these."""
     current = {k for k, v in self._versions.items() if record['versions'].get(k) == v}
-    return record | {'scores': {k: v for k, v in record['scores'].items() if k in current},
+    return record | {'scores': {k: _finite(v) for k, v in record['scores'].items() if k in current},
                      'problems': {k: v for k, v in record['problems'].items() if k in self._versions}}
 
   def _metric(self, name):
@@ -146,6 +147,15 @@ def _read(path):
 
 def _new():
   return {'bits': None, 'scores': {}, 'versions': {}, 'problems': {}}
+
+
+def _finite(scores):
+  """{name: score}, with None for what is not a number: some metrics say so of a clip without sound."""
+  def known(value):
+    values = value if isinstance(value, list) else [value]
+    return all(math.isfinite(x) for x in values if isinstance(x, float))
+
+  return {name: value if known(value) else None for name, value in scores.items()}
 
 
 _scorer = None  # of a worker process

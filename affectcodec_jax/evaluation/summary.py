@@ -42,6 +42,20 @@ def caveats(rows):
   return found
 
 
+def left_out(results):
+  """Columns that say nothing of so few speakers or labelled emotions, as `caveats` says."""
+  few = results['speakers'] < FEWEST
+  kinds = {'macro', 'weighted', 'accuracy'} if few or labelled_emotions(results) < 2 else set()
+  kinds |= {'agreement'} if few else set()
+  names = {f'{judge}_{kind}' for judge in [*results['judges'], 'all'] for kind in kinds}
+  return names | ({'egemaps_drift'} if few else set())
+
+
+def labelled_emotions(results):
+  """How many emotions the recordings have labels of."""
+  return len(results['systems']['original']['emotions'])
+
+
 def count(number, noun):
   """'1 file', '2 files'."""
   return f'{number} {noun}{"" if number == 1 else "s"}'

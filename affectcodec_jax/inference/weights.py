@@ -62,6 +62,22 @@ def load_teacher(config, path=''):
   return params
 
 
+def load_compact(path):
+  """Parameters of a compact teacher of any size.
+
+  Raises:
+    UserError: not such a teacher.
+  """
+  params = load_params(path)
+  what = 'a compact teacher of python -m affectcodec_jax teacher train'
+  try:
+    network = teachers.make_compact(params)
+  except (KeyError, TypeError, IndexError, AttributeError) as e:
+    raise UserError(f'{path}: not {what}') from e
+  _check_shapes(path, params, _shapes(network), what)
+  return params
+
+
 def load_judge(path):
   """Parameters of the network that judges emotion.
 
@@ -69,8 +85,7 @@ def load_judge(path):
     UserError: not such a judge.
   """
   params = load_params(path)
-  shapes = jax.eval_shape(Judge().init, jax.random.PRNGKey(0), jnp.zeros((1, 3200)))['params']
-  _check_shapes(path, params, shapes, 'a judge of python -m affectcodec_jax teacher train_judge')
+  _check_shapes(path, params, _shapes(Judge()), 'a judge of python -m affectcodec_jax teacher train_judge')
   return params
 
 
@@ -90,8 +105,7 @@ def load_student(config, path):
   if network.dim != config.teacher.dim:
     raise UserError(f'{path}: a student of features {network.dim} wide, but teacher.dim='
                     f'{config.teacher.dim}')
-  shapes = jax.eval_shape(network.init, jax.random.PRNGKey(0), jnp.zeros((1, 3200)))['params']
-  _check_shapes(path, params, shapes, 'a student')
+  _check_shapes(path, params, _shapes(network), 'a student')
   return params
 
 
@@ -106,6 +120,10 @@ def load_encoder_network(config, workdir):
   if config.teacher.student:
     return {'student': load_student(config, workdir / 'student.safetensors')}
   return {'teacher': load_teacher(config, workdir / 'teacher.safetensors')}
+
+
+def _shapes(network):
+  return jax.eval_shape(network.init, jax.random.PRNGKey(0), jnp.zeros((1, 3200)))['params']
 
 
 def _check_shapes(path, params, wanted, what):

@@ -16,26 +16,24 @@ from affectcodec_jax.data import pipeline
 from affectcodec_jax.inference.release import is_release
 from affectcodec_jax.models.params import save_params
 
+NETWORKS = ('teacher.safetensors', 'student.safetensors', 'judge.safetensors')
 # What is needed of a configuration besides what the command itself needs.
 FIT_FIELDS = ('steps', 'batch_size', 'lr', 'weight_decay', 'ema_decay', 'log_every')
 
 
-def open_workdir(workdir, network):
+def open_workdir(workdir):
   """Creates the folder of the training; returns it as a `Path`.
 
-  Args:
-    workdir: where.
-    network: name of the file that the training will write.
-
   Raises:
-    UserError: it holds a codec or such a network, or cannot be written to.
+    UserError: it holds a codec or a network, whose logs would be lost, or cannot be written to.
   """
   use_compilation_cache()
   workdir = make_folder(workdir)
   if (workdir / 'checkpoints').exists() or is_release(workdir):
     raise UserError(f'{workdir} holds a codec; give another --workdir')
-  if (workdir / network).exists():
-    raise UserError(f'{workdir} holds a {network}; give another --workdir, or move it away')
+  for network in NETWORKS:
+    if (workdir / network).exists():
+      raise UserError(f'{workdir} holds a {network}; give another --workdir, or move it away')
   return workdir
 
 

@@ -49,7 +49,7 @@ def train_judge(config, workdir):
   source = pipeline.make_source(config.data, config.data.train_split, config.seed)
   held_out = held_out_splits(config)
   check_labels({config.data.train_split: source} | held_out)
-  workdir = open_workdir(workdir, 'judge.safetensors')
+  workdir = open_workdir(workdir)
   loss_fn = functools.partial(judge_loss, smoothing=config.train.label_smoothing)
   iterator = crops(config, source, crop_samples(config))
   params = train_network(config, workdir, Judge(), loss_fn, iterator)

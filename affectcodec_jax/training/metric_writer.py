@@ -52,8 +52,8 @@ class MetricWriter:
       with open(self.path, 'a') as f:
         f.write(json.dumps({'step': step} | {k: float(f'{v:.6g}') for k, v in scalars.items()}) + '\n')
     except OSError as e:
-      raise UserError(f'{self.path}: cannot be written ({e.strerror}); make room, the same command then '
-                      'continues from the last checkpoint') from e
+      raise UserError(f'{self.path.parent}: metrics cannot be written there ({e.strerror}); make '
+                      'room, the same command then continues from the last checkpoint') from e
     for k, v in scalars.items():
       self.board.add_scalar(k, v, step)
     names = ('mel', 'emotion', 'cycle', 'feature_matching')

@@ -243,7 +243,9 @@ def train_step(state: TrainState, frozen, batch, *, config, adversarial, axis_na
   params = optax.apply_updates(state.params, updates)
   # The average starts short and lengthens, so that early checkpoints are not the initial weights.
   decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
-  ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
+  # What does not change keeps its average too, which may be another: tokens are made with that.
+  ema = {name: jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, old, params[name])
+         if is_trainable(config, name) else old for name, old in state.ema.items()}
   state = state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
   metrics['grad_norm/generator'] = optax.global_norm(grads)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from affectcodec_jax import config as config_lib
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.evenly import evenly
 from affectcodec_jax.common.files import write_json
 from affectcodec_jax.config import crop_samples
@@ -26,12 +27,14 @@ FIELDS = {'model': ('compute_dtype',), 'teacher': ('kind', 'dim', 'path'),
 
 def distil(config, workdir):
   """Trains, scores and writes the student that `config` describes."""
-  workdir = open_workdir(workdir, 'student.safetensors')
+  workdir = open_workdir(workdir)
   c = config.data
   frozen = {'teacher': weights.load_teacher(config, config.teacher.path)}
   model = Student(config.teacher.dim, config.student.width, config.student.depth)
   source = pipeline.make_source(c, c.train_split, config.seed)
-  held_out = pipeline.make_source(c, c.eval_split, config.seed)
+  held_out = read_clips(pipeline.make_source(c, c.eval_split, config.seed))
+  if not held_out:  # before the training
+    raise UserError(f'no clip of split {c.eval_split} could be read')
 
   def loss_fn(params, batch, rng):
     del rng  # nothing is random but the crops
@@ -51,8 +54,14 @@ def distil(config, workdir):
   print(f'student: {workdir}/student.safetensors')
 
 
-def evaluate_student(config, frozen, source, count=200):
-  """How near a student comes to its teacher on up to `count` clips spread over a source.
+def read_clips(source, count=200):
+  """First seconds of up to `count` clips of a source: (audio `[1, samples]`, mask `[1, frames]`)."""
+  items = (source[i] for i in evenly(range(len(source)), count))
+  return [first_seconds(item['audio']) for item in items if item is not None]
+
+
+def evaluate_student(config, frozen, clips):
+  """How near a student comes to its teacher on clips of `read_clips`.
 
   Returns:
     `explained`: share of the features' variance over frames; `cosine`: mean over frames.
@@ -60,13 +69,10 @@ def evaluate_student(config, frozen, source, count=200):
   both = jax.jit(lambda audio, mask: (teacher_features(config, frozen, audio, mask)[0],
                                       encoder_features(config, frozen, audio, mask)[0]))
   targets, guesses = [], []
-  for i in evenly(range(len(source)), count):
-    item = source[i]
-    if item is not None:
-      audio, mask = first_seconds(item['audio'])
-      target, guess = both(audio, mask)
-      targets.append(np.asarray(target)[mask[0]])
-      guesses.append(np.asarray(guess)[mask[0]])
+  for audio, mask in clips:
+    target, guess = both(audio, mask)
+    targets.append(np.asarray(target)[mask[0]])
+    guesses.append(np.asarray(guess)[mask[0]])
   target, guess = np.concatenate(targets), np.concatenate(guesses)  # [frames, dim]
   norms = np.linalg.norm(target, axis=1) * np.linalg.norm(guess, axis=1)
   return {'explained': float(1 - ((guess - target) ** 2).mean() / target.var(axis=0).mean()),

@@ -2,7 +2,9 @@
 
 The large one, the guide (`guide.path`), reads clean clips; the compact one reads them degraded and learns
 the guide's features of every frame, and their mean and deviation over the crop. Two linear maps predict
-these from the compact one's features and from what it pools of them, and are dropped afterwards.
+these from the compact one's features and from what it pools of them, and are dropped afterwards. With
+a guide clips are degraded by `augment.degrade` alone: `data.gain_db`, `speed`, `equalise_db` and
+`num_workers` change nothing.
 
 Writes WORKDIR/teacher.safetensors (point `teacher.path` of a codec's configuration at it),
 WORKDIR/metrics.jsonl, and WORKDIR/results.json with the accuracy on the held-out split and, where
@@ -95,18 +97,20 @@ def train_teacher(config, workdir):
   source = pipeline.make_source(config.data, config.data.train_split, config.seed)
   held_out = held_out_splits(config)
   check_labels({config.data.train_split: source} | held_out)
-  workdir = open_workdir(workdir, 'teacher.safetensors')
+  workdir = open_workdir(workdir)
   model = Teacher(config.teacher.dim, config.teacher.depth, config.train.dropout)
   start = weights.load_teacher(config, config.train.start) if config.train.start else {}
   train = _train_guided if config.guide.path else _train_on_labels
   params = train(config, workdir, model, source, start)
-  save_network(workdir / 'teacher.safetensors', params)
+  path = workdir / 'teacher.safetensors'
+  save_network(path, params)
+  params = weights.load_teacher(config, path)  # as it was written, in float16
   results = {'parameters': sum(x.size for x in jax.tree.leaves(params))}
   for split, items in held_out.items():
     results[split] = evaluate_teacher(params, items, model)
     report(split, results[split])
   write_json(workdir / 'results.json', results)
-  print(f'teacher: {workdir}/teacher.safetensors')
+  print(f'teacher: {path}')
 
 
 def _train_on_labels(config, workdir, model, source, start):
