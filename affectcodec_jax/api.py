@@ -151,7 +151,7 @@ class Pretrained:
         JAX or PyTorch (`common.arrays.to_mono`).
       sample_rate: its rate in Hz; other than 16000 is resampled.
       kbps: rate, e.g. 1.5, 3 or 6; None is the highest.
-      refine: steps of a search for codes that decode nearer to the recording, at this rate; 50 are enough.
+      refine: steps of a search for codes that decode nearer to the recording, at this rate; 20 are enough.
         A step costs a decoding and its gradient (`inference.refine`). The emotion digits of a
         block-diagonal quantiser stay the encoder's. 0 is none.
 
