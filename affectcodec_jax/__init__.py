@@ -6,7 +6,7 @@ if TYPE_CHECKING:
   from affectcodec_jax.api import Pretrained
   from affectcodec_jax.common.files import AnyPath
 
-__version__ = '0.7.0'
+__version__ = '0.8.0'
 
 
 def load(path: 'AnyPath' = 'pretrained') -> 'Pretrained':

@@ -40,7 +40,7 @@ def add_kbps(parser):
 def add_refine(parser):
   parser.add_argument('--refine', type=int, default=0, metavar='STEPS',
                       help='search for codes that decode nearer to the recording, by so many steps of '
-                      "gradient descent: 50 are enough, and slow on a CPU (default 0: the encoder's codes)")
+                      "gradient descent: 20 are enough, and slow on a CPU (default 0: the encoder's codes)")
 
 
 def add_config(parser, file, folder=None):
