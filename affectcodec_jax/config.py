@@ -41,7 +41,7 @@ def parse_args(argv: Sequence[str], description: str, **strings: str) -> tuple[A
   for name, text in strings.items():
     flags.DEFINE_string(name, None, text, flag_values=values)
   if any(a in ('--help', '-h') for a in argv[1:]):  # absl's help would list its own flags too
-    print(f'{description}\n\nusage: {argv[0]} --config FILE --workdir DIR '
+    print(f'{description}\n\nusage: {argv[0]} --config FILE [--workdir DIR] '
           + ''.join(f'[--{name} …] ' for name in strings) + '[--config.FIELD=VALUE …]')
     sys.exit(0)
   for i, arg in enumerate(argv):

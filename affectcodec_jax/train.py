@@ -29,7 +29,8 @@ STOPPED_EARLY = 75  # exit status of a preempted distributed run; launch/tpu.sh 
 
 def main(argv=None):
   """Entry point; returns the exit status."""
-  return run_command(lambda: _run(argv or progress.take_options(sys.argv)))
+  words = argv or ['python -m affectcodec_jax.train', *progress.take_options(sys.argv[1:])]
+  return run_command(lambda: _run(words))
 
 
 def _run(argv):
@@ -85,9 +86,7 @@ def _train(config, workdir, files, init_from):
   say(f'{jax.device_count()} {jax.default_backend()} device(s), batch {config.train.batch_size} x '
       f'{config.data.crop_seconds} s, run in {workdir}')
 
-  # ---- Data, frozen networks, state ----
-  source, held_out, clips, iterator = _open_data(config, batch_size)
-  say(f'{len(source)} training clips from {config.data.source}')
+  # ---- Checkpoints, data, frozen networks, state ----
   manager = checkpoints.make_manager(workdir, config.train.keep_checkpoints)
   parallel.check_same('the checkpoints', lambda: str(manager.all_steps()))
   copies = {name: files.folder / f'{name}.safetensors' for name in ('teacher', 'student')
@@ -96,6 +95,8 @@ def _train(config, workdir, files, init_from):
   resuming = manager.latest_step() is not None and copies['teacher'].exists()
   # What a run began from may have gone when it goes on.
   start = release.find(init_from) if init_from and not resuming else None
+  source, held_out, clips, iterator = _open_data(config, batch_size)
+  say(f'{len(source)} training clips from {config.data.source}')
   frozen = _load_frozen(config, copies if resuming else {}, start)
   state, resumed = _make_state(config, source, frozen, devices, manager, iterator, start)
   step = int(state.step)

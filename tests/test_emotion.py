@@ -205,6 +205,7 @@ def test_a_teacher_that_is_not_there_is_made_by_the_command_of_its_kind(kind, di
      'teacher.path is empty'),
     ('distil', 'teacher.kind=whisper_base', 'teacher.dim=160, but features of whisper_base are 512 wide'),
     ('distil', 'student.depth=0', 'student.depth: Input should be greater than or equal to 1, got 0'),
+    ('train', 'teacher.kind=whisper_base', 'whisper_base: the compact teacher is trained here'),
     ('train', 'guide.weight=-1.0', 'guide.weight: Input should be greater than or equal to 0, got -1.0'),
     ('distil', 'teacher.kind=wav2vec', "teacher.kind='wav2vec'; use one of compact, emotion2vec_base")])
 def test_emotion_networks_refuse_what_cannot_be_trained(command, override, message, tmp_path, capsys):
@@ -231,6 +232,8 @@ def test_emotion_networks_refuse_to_learn_from_nothing_or_over_others(tmp_path, 
     (tmp_path / kind / 'student.safetensors').write_bytes(b'mine')
     assert cli.main([*args, f'--workdir={tmp_path / kind}']) == 2
     assert 'holds a student.safetensors; give another --workdir' in capsys.readouterr().err
+    (tmp_path / kind / f'{kind}.safetensors').write_bytes(b'mine')
+    assert cli.main([*args, f'--workdir={tmp_path / kind}']) == 2
     (tmp_path / kind / 'codec.json').write_text('{}')
     assert cli.main([*args, f'--workdir={tmp_path / kind}']) == 2
     assert 'holds a codec; give another --workdir' in capsys.readouterr().err

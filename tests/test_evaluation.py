@@ -326,8 +326,10 @@ def test_mistakes_get_one_line(run, speech, tmp_path, capsys):
 def test_a_worker_leaves_with_its_parent():
   """However the parent ended: here it just does, right after it has started the other."""
   # Whose child it is the worker asks before it prints: what it prints lets the parent go.
-  worker = ('import os; from affectcodec_jax.common import workers; parent = os.getppid(); '
-            'print(os.getpid(), flush=True); workers.leave_with(parent)')
+  # And it begins to look after the parent's end, as one that is slow to start does.
+  worker = ('import os, time\nfrom affectcodec_jax.common import workers\nparent = os.getppid()\n'
+            'print(os.getpid(), flush=True)\nwhile os.getppid() == parent:\n  time.sleep(0.01)\n'
+            'workers._start(parent, None, ())\ntime.sleep(600)')
   parent = ('import subprocess, sys; '
             f'p = subprocess.Popen([sys.executable, "-c", {worker!r}], stdout=subprocess.PIPE, text=True); '
             'print(p.stdout.readline())')

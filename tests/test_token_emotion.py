@@ -141,6 +141,7 @@ def test_the_command_needs_no_model_and_mistakes_get_one_line(tmp_path, capsys, 
   printed = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, capture_output=True).stdout
   result = json.loads(printed)
   assert list(result['probabilities']) == list(EMOTIONS) and result['stages_used'] == 2
+  assert result['blocks'] == predictor.weights[2][0]
   assert sum(result['probabilities'].values()) == pytest.approx(1) and 1 <= result['valence'] <= 9
   assert cli.main(args) == 0
   printed = capsys.readouterr().out

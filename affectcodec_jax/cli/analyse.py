@@ -160,6 +160,6 @@ clips: mel distance, and PESQ-WB, ESTOI and ViSQOL where their packages are inst
         _token_emotion_options, _token_emotion, """\
 A logistic regression for one stage and for each rate of the codec. What it reads (the emotion block, the
 acoustic block or both) and how strongly it is regularised is chosen on the validation split; all three are
-scored on the test split, beside judges of the audio. Splits must have different speakers. OUT is for
---predictor of emotion. Needs scikit-learn."""),
+scored on the test split, beside what the codec decodes from its emotion block alone and judges of the
+audio. Splits must have different speakers. OUT is for --predictor of emotion. Needs scikit-learn."""),
 }

@@ -190,12 +190,15 @@ def _emotion(args):
   probabilities = predictor.predict(tokens)
   dimensions = token_emotion.valence_arousal_dominance(probabilities)
   stages = predictor.stages_used(tokens.shape[1])
+  kind, _ = predictor.weights[stages]
   if args.json:
     import json
-    print(json.dumps({'file': args.input, 'model': tokens.fingerprint.hex(), 'stages_used': stages,
-                      'probabilities': dict(zip(EMOTIONS, probabilities.tolist()))} | dimensions))
+    result = {'file': args.input, 'model': tokens.fingerprint.hex(), 'stages_used': stages, 'blocks': kind,
+              'probabilities': dict(zip(EMOTIONS, probabilities.tolist()))}
+    print(json.dumps(result | dimensions))
   else:
-    print(f'{args.input}: {stages} of {tokens.shape[1]} stages used')
+    blocks = 'both blocks' if kind == 'both' else f'the {kind} block'
+    print(f'{args.input}: read from {blocks} of {stages} of {tokens.shape[1]} stages')
     for name, p in sorted(zip(EMOTIONS, probabilities), key=lambda pair: -pair[1]):
       print(f'{name:11} {p:.3f}')
     print('a mapping of these to ratings of the words, 1 to 9:')

@@ -20,7 +20,7 @@ from affectcodec_jax.common.files import parse_json, write_json
 from affectcodec_jax.data.perturb import EQUALISER_BANDS, change_speed, equalise
 
 _SILENCE = 1e-6  # a peak below this, 26 dB under the last bit of 16
-_LONG_SECONDS = 30.0  # of longer files only a window this long is read, or of a longer crop
+_LONG_SECONDS = 30.0  # of longer files only a window this long is read, or as a crop is if that is longer
 
 
 def make_source(config, split, seed):

@@ -130,7 +130,7 @@ class Scorer:
   def _path(self, system, audio, item):
     digest = hashlib.sha256(audio.tobytes())
     for part in (item['lang'], item['text'], system.label, system.version):
-      digest.update(part.encode() + b'\0')
+      digest.update(part.encode('utf-8', 'backslashreplace') + b'\0')
     name = digest.hexdigest()[:40]
     folder = self._cache / name[:2]
     folder.mkdir(parents=True, exist_ok=True)

@@ -158,9 +158,9 @@ def _write_parquet(path: pathlib.Path, clips: Sequence[Clip]) -> None:
       ('path', pa.string()), ('codes', pa.list_(pa.list_(pa.uint16()))), ('num_samples', pa.int64()),
       ('seconds', pa.float64()), ('gain_db', pa.float32()), ('model', pa.string()),
       ('bits_per_code', pa.uint8()), *((k, pa.string()) for k in LABELS), ('other', pa.string())])
-  # Names of files need not be UTF-8, but Parquet's text is.
-  columns = {k: [clip[k].encode('utf-8', 'replace').decode() if isinstance(clip[k], str) else clip[k]
-                 for clip in clips] for k in schema.names if k != 'codes'}
+  # Names of files need not be UTF-8, but Parquet's text is, and no two names may become one.
+  text = lambda x: x.encode('utf-8', 'backslashreplace').decode() if isinstance(x, str) else x
+  columns = {k: [text(clip[k]) for clip in clips] for k in schema.names if k != 'codes'}
   columns['codes'] = _codes_column(pa, [clip['codes'] for clip in clips])
   parquet.write_table(pa.Table.from_pydict(columns, schema), path, compression='zstd')
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from affectcodec_jax import config as config_lib
 from affectcodec_jax.common.constants import HOP_LENGTH
+from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.common.files import write_json
 from affectcodec_jax.config import crop_samples
 from affectcodec_jax.data import pipeline
@@ -94,6 +95,9 @@ def guided_loss(params, batch, rng, model, frames, scale, weight, smoothing):
 
 def train_teacher(config, workdir):
   """Trains, evaluates and writes the teacher that `config` describes."""
+  if config.teacher.get('kind', 'compact') != 'compact':
+    raise UserError(f'teacher.kind={config.teacher.kind}: the compact teacher is trained here; a large '
+                    'network that it is to learn from goes to guide.kind, guide.dim and guide.path')
   source = pipeline.make_source(config.data, config.data.train_split, config.seed)
   held_out = held_out_splits(config)
   check_labels({config.data.train_split: source} | held_out)
