@@ -25,7 +25,7 @@ from affectcodec_jax.models.codec import Codec, make_codec
 from affectcodec_jax.models.context import decoder_context
 
 LEARNING_RATE = 0.03  # of the fit, falling to 0 by a cosine
-REFINE_STEPS = 50
+REFINE_STEPS = 20
 FITS = {'gains fitted': ('harmonic', 'noise'), 'phases fitted': ('phase',),
         'gains and phases fitted': ('harmonic', 'noise', 'phase')}
 WORLD = 'WORLD, nothing coded'

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 
 FOLDER = pathlib.Path(__file__).parent
 LOGS = FOLDER.parent / 'logs' / 'evaluation'
+FILES = {'test': 'test-0.6.0.json', 'refined': 'refined-0.8.0.json'}
 PANELS = {'pesq': 'PESQ-WB', 'visqol': 'ViSQOL',
           'all_agreement': 'same emotion as the original\n(share of clips, mean of three classifiers)'}
 LINES = {'affectcodec': ('AffectCodec 0.6.0', '#d1431f', 'o', 2.2),
@@ -37,7 +38,7 @@ def main():
 
 def read(name):
   """The systems of one evaluation; the codec with refined codes is one of its own."""
-  systems = list(json.loads((LOGS / f'{name}-0.6.0.json').read_text())['systems'].values())
+  systems = list(json.loads((LOGS / FILES[name]).read_text())['systems'].values())
   if name == 'refined':
     return [r | {'system': 'refined'} for r in systems if r['system'] == 'affectcodec']
   return systems
