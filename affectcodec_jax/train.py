@@ -75,6 +75,9 @@ def _train(config, workdir, files, init_from):
   use_compilation_cache()
   if config.train.distributed:
     parallel.join_processes()
+  # Before anything is made or read. What a run began from may have gone when it goes on.
+  begun = (files.folder / 'config.json').exists()
+  start = release.find(init_from) if init_from and not begun else None
   primary = jax.process_index() == 0
   say = (lambda *a: print(*a, flush=True)) if primary else (lambda *a: None)
   batch_size = parallel.local_batch_size(config)
@@ -86,17 +89,17 @@ def _train(config, workdir, files, init_from):
   say(f'{jax.device_count()} {jax.default_backend()} device(s), batch {config.train.batch_size} x '
       f'{config.data.crop_seconds} s, run in {workdir}')
 
-  # ---- Checkpoints, data, frozen networks, state ----
+  # ---- Data, frozen networks, state ----
+  source, held_out, clips, iterator = _open_data(config, batch_size)
+  say(f'{len(source)} training clips from {config.data.source}')
   manager = checkpoints.make_manager(workdir, config.train.keep_checkpoints)
   parallel.check_same('the checkpoints', lambda: str(manager.all_steps()))
   copies = {name: files.folder / f'{name}.safetensors' for name in ('teacher', 'student')
             if name == 'teacher' or config.teacher.student}
   # A run without a checkpoint begins anew.
   resuming = manager.latest_step() is not None and copies['teacher'].exists()
-  # What a run began from may have gone when it goes on.
-  start = release.find(init_from) if init_from and not resuming else None
-  source, held_out, clips, iterator = _open_data(config, batch_size)
-  say(f'{len(source)} training clips from {config.data.source}')
+  if init_from and begun and not resuming:
+    start = release.find(init_from)
   frozen = _load_frozen(config, copies if resuming else {}, start)
   state, resumed = _make_state(config, source, frozen, devices, manager, iterator, start)
   step = int(state.step)

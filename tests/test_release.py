@@ -147,6 +147,7 @@ def test_a_codec_of_other_sizes_is_refused(released, tmp_path):
     train.train(c, tmp_path, init_from=str(out))
   with pytest.raises(UserError, match='not a released codec'):
     train.train(config(), tmp_path / 'b', init_from=str(tmp_path))
+  assert not (tmp_path / 'b').exists()  # before anything is made
 
 
 def test_a_codec_of_another_teacher_is_refused(released):

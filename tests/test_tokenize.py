@@ -76,7 +76,7 @@ def _files(folder):
 
 
 def test_names_that_are_not_unicode_are_no_obstacle(made, tmp_path):
-  """A file's name of other bytes, half of a character in a text: kept in ArrayRecord, escaped in Parquet."""
+  """A name of other bytes, half of a character in a text: kept in ArrayRecord, escaped in Parquet."""
   clip = next(token_shards.read_clips(made)) | {'path': 'caf\udce9.wav', 'text': 'so \ud83d'}
   assert token_shards.read_record(token_shards.write_record(clip))['path'] == clip['path']
   pytest.importorskip('pyarrow')
