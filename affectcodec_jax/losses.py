@@ -12,17 +12,21 @@ from affectcodec_jax.spectral import log_mel
 
 MEL_WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
 MEL_BANDS = (5, 10, 20, 40, 80, 160, 320)
-DAC_FLOOR = 1e-5  # of mel magnitudes; of codecs from before `loss.mel_floor` was configured, too
 _PITCH_WIDTH = 1.2  # classes, of the Gaussian
 
 
-def mel_targets(audio, floor=DAC_FLOOR):
+def mel_targets(audio, floor=1e-5):
   """Log-mel spectrograms of `[batch, samples]` at every scale, to be compared with `mel_distance`.
 
   Magnitudes below `floor` count as `floor`. At the codec's level of -24 dBFS, 1e-3 is about where the
   pauses of a good recording lie; DAC's 1e-5 gives them most of the gradient.
   """
   return [log_mel(audio, w, w // 4, n, floor) for w, n in zip(MEL_WINDOWS, MEL_BANDS)]
+
+
+def mel_floor(config):
+  """The floor of the mel loss that a codec was trained with: DAC's before there was the field."""
+  return config.loss.get('mel_floor', 1e-5)
 
 
 def mel_distance(predicted, target):

@@ -232,12 +232,13 @@ def test_emotion_networks_refuse_to_learn_from_nothing_or_over_others(tmp_path, 
     (tmp_path / kind / 'student.safetensors').write_bytes(b'mine')
     assert cli.main([*args, f'--workdir={tmp_path / kind}']) == 2
     assert 'holds a student.safetensors; give another --workdir' in capsys.readouterr().err
-    (tmp_path / kind / f'{kind}.safetensors').write_bytes(b'mine')
+    (tmp_path / kind / 'student.safetensors').rename(tmp_path / kind / f'{kind}.safetensors')
     assert cli.main([*args, f'--workdir={tmp_path / kind}']) == 2
+    assert f'holds a {kind}.safetensors; give another --workdir' in capsys.readouterr().err
     (tmp_path / kind / 'codec.json').write_text('{}')
     assert cli.main([*args, f'--workdir={tmp_path / kind}']) == 2
     assert 'holds a codec; give another --workdir' in capsys.readouterr().err
-    assert (tmp_path / kind / 'student.safetensors').read_bytes() == b'mine'
+    assert (tmp_path / kind / f'{kind}.safetensors').read_bytes() == b'mine'
 
 
 def test_svm_judge_of_few_emotions():

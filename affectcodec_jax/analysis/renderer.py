@@ -93,10 +93,9 @@ def measure(codec, audio, steps):
     codes = refine(codec.params, beyond, jnp.asarray(audio), first, last, REFINE_STEPS, stages)
     decoded = run(Codec.synthesise, run(Codec.lookup, codes))
     rows.append(row(f'{stages} stages, refined', np.asarray(decoded)))
-  floor = config.loss.get('mel_floor', losses.DAC_FLOOR)
   controls = run(Codec.controls, run(Codec.latent, values['rounded']))
   for name, fields in FITS.items():
-    rows.append(row(name, fit(controls, fields, audio, floor, steps)))
+    rows.append(row(name, fit(controls, fields, audio, losses.mel_floor(config), steps)))
   rows.append(row(WORLD, np.stack([world_copy(a) for a in audio])))
   return rows
 

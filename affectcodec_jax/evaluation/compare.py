@@ -13,7 +13,6 @@ from affectcodec_jax.common.errors import UserError
 from affectcodec_jax.evaluation.statistics import Speakers, text
 from affectcodec_jax.evaluation.summary import COLUMNS
 
-_NAMES = ('file', 'label', 'system', 'speaker', 'corpus', 'gender', 'lang', 'emotion')
 _NO_NUMBER = ('nan', 'inf', '-inf')  # versions before 0.8 wrote these for a score that could not be had
 
 
@@ -25,7 +24,7 @@ def read_files(path, label):
   """
   try:
     with open(path, newline='', encoding='utf-8') as f:
-      rows = [{k: '' if v in _NO_NUMBER and k not in _NAMES else v for k, v in r.items()}
+      rows = [{k: '' if k in COLUMNS and v in _NO_NUMBER else v for k, v in r.items()}
               for r in csv.DictReader(f)]
     labels = list(dict.fromkeys(r['label'] for r in rows))
     of_label = {r['file']: r for r in rows if r['label'] == label and r['speaker'] is not None

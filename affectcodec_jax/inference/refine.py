@@ -137,4 +137,4 @@ def _spectra(config, audio):
   for window in _WINDOWS:
     real, imag = stft(audio, window, window // 4)
     magnitudes.append((real ** 2 + imag ** 2 + 1e-7) ** (_POWER / 2))  # [B, frames, bins]
-  return losses.mel_targets(audio, config.loss.get('mel_floor', losses.DAC_FLOOR)), magnitudes
+  return losses.mel_targets(audio, losses.mel_floor(config)), magnitudes
